@@ -1,0 +1,61 @@
+"""Plan, run and measure pipeline schedules for large Mixture-of-Experts models.
+
+Importing this package loads none of its rooms: a public name brings its room in on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from counterflow.errors import CounterflowError
+    from counterflow.schedule import Action, Schedule, check, dualpipe, dualpipev, gpipe, one_f_one_b, zb1p
+    from counterflow.simulator import Costs, compare, simulate
+    from counterflow.timeline import Timeline
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Action",
+    "Costs",
+    "CounterflowError",
+    "Schedule",
+    "Timeline",
+    "check",
+    "compare",
+    "dualpipe",
+    "dualpipev",
+    "gpipe",
+    "one_f_one_b",
+    "simulate",
+    "zb1p",
+]
+
+_ROOM_OF = {
+    "Action": "schedule",
+    "Costs": "simulator",
+    "CounterflowError": "errors",
+    "Schedule": "schedule",
+    "Timeline": "timeline",
+    "check": "schedule",
+    "compare": "simulator",
+    "dualpipe": "schedule",
+    "dualpipev": "schedule",
+    "gpipe": "schedule",
+    "one_f_one_b": "schedule",
+    "simulate": "simulator",
+    "zb1p": "schedule",
+}
+
+
+if not TYPE_CHECKING:  # or a type checker would take any misspelt name for an object
+
+    def __getattr__(name: str) -> object:
+        if name not in _ROOM_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+        globals()[name] = value  # the next look-up does not come here
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
