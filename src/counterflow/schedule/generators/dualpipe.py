@@ -1,0 +1,117 @@
+"""DualPipe and DualPipeV: forward and backward of two directions hide each other's communication."""
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import count
+
+from counterflow.schedule.action import Action, Kind
+from counterflow.schedule.generators.sizes import require_sizes
+from counterflow.schedule.schedule import Schedule
+
+
+def dualpipe(num_ranks: int, num_microbatches: int) -> Schedule:
+    """Micro-batches enter at both ends; rank r holds stages r and R-1-r, each stage has a twin.
+
+    4 ranks, 8 micro-batches (0-3 enter at rank 0, 4-7 at rank 3), F, I and W equally long, B twice;
+    ``F+B`` is an overlapped pair, three times as long as F::
+
+        0F0 0F1 0F2 3F4 3I4 3W4 3F5 ...
+         .  1F0 1F1 2F4 ...
+
+    Raises:
+        ScheduleError: R or M odd, or M < 2R.
+
+    Example:
+        >>> from counterflow import dualpipe
+        >>> print(dualpipe(2, 4))
+        0F0 1F2 0F1 1B2 (1F3;0B0)OVERLAP_F_B 1B3 0I1 0W1
+        0F2 1F0 0F3 1B0 (1F1;0B2)OVERLAP_F_B 1B1 0I3 0W3
+
+    Source: DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", section 3.2.1 and figure 5; the order is
+    that of the code published as DualPipe.
+    """
+    require_sizes("dualpipe", num_ranks, num_microbatches, even=True, microbatches_per_rank=2)
+    half, last = num_microbatches // 2, num_ranks - 1
+    rows = []
+    for rank in range(num_ranks):
+        near = min(rank, last - rank)
+        first_ids = (0, half) if rank == near else (half, 0)
+        rows.append(_row(near, num_ranks // 2, half, stages=(near, last - near), first_ids=first_ids))
+    return Schedule.from_rows(rows, "dualpipe")
+
+
+def dualpipev(num_ranks: int, num_microbatches: int) -> Schedule:
+    """One direction folded into a V: rank r holds stages r and 2R-1-r, and no stage has a twin.
+
+    Raises:
+        ScheduleError: fewer than one rank, or M < 2R.
+
+    Example:
+        >>> from counterflow import dualpipev
+        >>> print(dualpipev(1, 2))
+        0F0 1F0 0F1 1B0 (1F1;0B0)OVERLAP_F_B 1B1 0I1 0W1
+
+    Source: Qi et al. 2025, "DualPipe could be better without the dual" (cut-in-half); the order is that
+    of the code published as DualPipeV.
+    """
+    require_sizes("dualpipev", num_ranks, num_microbatches, microbatches_per_rank=2)
+    last = 2 * num_ranks - 1
+    rows = (
+        _row(rank, num_ranks, num_microbatches, stages=(rank, last - rank), first_ids=(0, 0))
+        for rank in range(num_ranks)
+    )
+    return Schedule.from_rows(rows, "dualpipev")
+
+
+def _row(
+    rank: int, num_ranks: int, num_microbatches: int, stages: tuple[int, int], first_ids: tuple[int, int]
+) -> list[Action]:
+    """One rank's actions: the steps below, direction d at ``stages[d]`` counting from ``first_ids[d]``."""
+    forwards, backwards = [count(i) for i in first_ids], [count(i) for i in first_ids]
+    waiting: deque[Action] = deque()
+
+    def forward(direction: int) -> Action:
+        return Action(Kind.F, stages[direction], next(forwards[direction]))
+
+    def backward(direction: int, kind: Kind = Kind.B) -> Action:
+        return Action(kind, stages[direction], next(backwards[direction]))
+
+    row = []
+    for step in _steps(rank, num_ranks, num_microbatches):
+        match step:
+            case "F", direction:
+                row.append(forward(direction))
+            case "B", direction:
+                row.append(backward(direction))
+            case "I", direction:
+                row.append(backward(direction, Kind.I))
+                waiting.append(row[-1])
+            case "F&B", direction:
+                row.append(Action.overlap(forward(direction), backward(1 - direction)))
+            case "W", _:
+                oldest = waiting.popleft()
+                row.append(Action(Kind.W, oldest.stage, oldest.microbatch))
+    return row
+
+
+def _steps(h: int, depth: int, num_microbatches: int) -> Iterator[tuple[str, int]]:
+    """The eight published steps of the rank ``h`` from its end of a pipeline ``depth`` ranks deep.
+
+    Direction 0 is the one that enters nearer to the rank. DualPipe is two such pipelines, R/2 deep, with
+    M/2 micro-batches each way; DualPipeV is one, R deep, with all M going down and coming back.
+    """
+    to_middle = depth - h - 1
+    yield from [("F", 0)] * (2 * to_middle)  # 1
+    yield from [("F", 0), ("F", 1)] * (h + 1)  # 2
+    yield from [("I", 1), ("W", 1), ("F", 1)] * to_middle  # 3
+    pairs = [("F&B", 0), ("F&B", 1)] * (num_microbatches - 2 * depth + h + 1)  # 4
+    if to_middle == 0:
+        # Nothing is in flight yet under which the first pair could hide: apart, B's gradient leaves no later.
+        pairs[:1] = [("F", 0), ("B", 1)]
+    yield from pairs
+    yield from [("B", 1), ("F&B", 1)] * to_middle  # 5
+    backwards = [("B", 1), ("B", 0)] * (h + 1)  # 6
+    yield from backwards[: h + 1]
+    yield from [("I", direction) for _, direction in backwards[h + 1 :]]
+    yield from [("W", 0), ("I", 0)] * to_middle  # 7
+    yield from [("W", 0)] * (h + 1)  # 8

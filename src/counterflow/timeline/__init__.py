@@ -1,0 +1,6 @@
+"""Time in columns: spans of ranks, simulated or measured, and their Chrome traces."""
+
+from counterflow.timeline.chrome import from_chrome, read_chrome, to_chrome, write_chrome
+from counterflow.timeline.timeline import COMPUTE, Span, Timeline
+
+__all__ = ["COMPUTE", "Span", "Timeline", "from_chrome", "read_chrome", "to_chrome", "write_chrome"]

@@ -1,0 +1,119 @@
+"""Timelines as Chrome trace JSON, which Perfetto and chrome://tracing open; out and in without loss.
+
+A rank is a process, a lane one of its threads. Times are microseconds with three decimals, counted from
+``baseTimeNanoseconds``, as PyTorch's own profiler writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from counterflow.errors import TimelineError
+from counterflow.files import write_text
+from counterflow.timeline.timeline import Span, Timeline
+
+FORMAT = 1
+_LONGEST_NS = 2**52  # beyond it (52 days) microseconds in a double no longer tell nanoseconds apart
+
+
+def to_chrome(timeline: Timeline) -> dict[str, Any]:
+    """The trace as plain data.
+
+    Raises:
+        TimelineError: the timeline is longer than 52 days.
+    """
+    if timeline.makespan_ns > _LONGEST_NS:
+        raise TimelineError(
+            f"the timeline is {timeline.makespan_ns} ns long; a Chrome trace keeps nanoseconds up to {_LONGEST_NS} ns "
+            "(52 days): split it"
+        )
+    base = int(timeline.start_ns.min()) if len(timeline) else 0
+    return {
+        "format": FORMAT,
+        "displayTimeUnit": "ns",
+        "baseTimeNanoseconds": base,
+        "traceEvents": [
+            *_names(timeline),
+            *(_event(span, timeline.lanes.index(span.lane), base) for span in timeline),
+        ],
+    }
+
+
+def _names(timeline: Timeline) -> Iterator[dict[str, Any]]:
+    for rank in range(timeline.num_ranks):
+        yield {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}"}}
+        yield {"ph": "M", "name": "process_sort_index", "pid": rank, "args": {"sort_index": rank}}
+        for lane, name in enumerate(timeline.lanes):
+            yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": lane, "args": {"name": name}}
+
+
+def _event(span: Span, lane: int, base_ns: int) -> dict[str, Any]:
+    return {
+        "ph": "X",
+        "name": span.name,
+        "pid": span.rank,
+        "tid": lane,
+        "ts": (span.start_ns - base_ns) / 1000,
+        "dur": span.duration_ns / 1000,
+    }
+
+
+def from_chrome(data: object) -> Timeline:
+    """The opposite of ``to_chrome``.
+
+    Raises:
+        TimelineError: the data is no Chrome trace with complete ("X") events of whole-number processes.
+    """
+    events = data.get("traceEvents") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not isinstance(events, list):
+        raise TimelineError('this is no Chrome trace: it needs an object with a list "traceEvents"')
+    base = data.get("baseTimeNanoseconds", 0)
+    lanes: dict[tuple[int, int], str] = {}
+    spans = []
+    for index, event in enumerate(events):
+        try:
+            if event["ph"] == "M" and event["name"] == "thread_name":
+                lanes[event["pid"], event["tid"]] = str(event["args"]["name"])
+            elif event["ph"] == "X":
+                start = base + round(event["ts"] * 1000)
+                end = start + round(event["dur"] * 1000)
+                lane = lanes[event["pid"], event["tid"]]
+                spans.append(Span(int(event["pid"]), str(event["name"]), start, end, lane))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise TimelineError(
+                f"event {index} of the trace is not one that counterflow writes ({type(error).__name__}: {error}); "
+                'an "X" event has name, pid, tid, ts and dur, and its thread a name'
+            ) from None
+    return Timeline.from_spans(spans)
+
+
+def write_chrome(timeline: Timeline, path: str | os.PathLike[str]) -> None:
+    """Write the trace to a .json file.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from counterflow import Costs, one_f_one_b, simulate
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "trace.json"
+        >>> timeline = simulate(one_f_one_b(2, 4), Costs())
+        >>> write_chrome(timeline, path)
+        >>> read_chrome(path) == timeline
+        True
+    """
+    write_text(path, json.dumps(to_chrome(timeline)) + "\n")
+
+
+def read_chrome(path: str | os.PathLike[str]) -> Timeline:
+    """The timeline that ``write_chrome`` wrote to ``path``.
+
+    Raises:
+        TimelineError: the file cannot be read or holds something else.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise TimelineError(f"{path} cannot be read as a Chrome trace: {error}") from None
+    return from_chrome(data)

@@ -1,0 +1,134 @@
+"""Who did what from when to when: one type for simulated and for measured time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from counterflow.errors import TimelineError
+from counterflow.timeline.intervals import Ns, covered_ns
+
+COMPUTE = "compute"
+"""The lane on which a rank's actions stand."""
+
+
+class Span(NamedTuple):
+    """One thing that a rank did: the view of one row of a Timeline."""
+
+    rank: int
+    name: str
+    start_ns: int
+    end_ns: int
+    lane: str = COMPUTE
+
+    @property
+    def duration_ns(self) -> int:
+        """How long it took."""
+        return self.end_ns - self.start_ns
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """Spans in columns, sorted by rank, lane and time.
+
+    Build one with ``from_spans``. ``rank``, ``start_ns`` and ``end_ns`` are int64 arrays of shape [spans];
+    ``lane`` and ``name`` are int64 indices into the string tables ``lanes`` and ``names``. Times are
+    nanoseconds from any origin that all ranks share. Two timelines are equal when their spans are.
+
+    Example:
+        >>> from counterflow import Timeline
+        >>> from counterflow.timeline import Span
+        >>> timeline = Timeline.from_spans([Span(0, "0F0", 0, 5), Span(1, "1F0", 5, 9)])
+        >>> timeline.makespan_ns, timeline.bubble_ns().tolist()
+        (9, [4, 5])
+    """
+
+    rank: Ns
+    start_ns: Ns
+    end_ns: Ns
+    lane: Ns
+    name: Ns
+    lanes: tuple[str, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def from_spans(cls, spans: Iterable[Span]) -> Timeline:
+        """The timeline of these spans, in any order.
+
+        Raises:
+            TimelineError: a span that ends before it starts, or a negative rank.
+        """
+        rows = sorted(spans, key=lambda span: (span.rank, span.lane, span.start_ns, span.end_ns, span.name))
+        for span in rows:
+            if span.end_ns < span.start_ns or span.rank < 0:
+                raise TimelineError(
+                    f"span {span.name!r} of rank {span.rank} runs from {span.start_ns} to {span.end_ns} ns; "
+                    "a span needs a rank from 0 and an end that is not before its start"
+                )
+        lanes = sorted({span.lane for span in rows})
+        names = sorted({span.name for span in rows})
+        lane_ids, name_ids = ({text: i for i, text in enumerate(table)} for table in (lanes, names))
+        return cls(
+            rank=_column(span.rank for span in rows),
+            start_ns=_column(span.start_ns for span in rows),
+            end_ns=_column(span.end_ns for span in rows),
+            lane=_column(lane_ids[span.lane] for span in rows),
+            name=_column(name_ids[span.name] for span in rows),
+            lanes=tuple(lanes),
+            names=tuple(names),
+        )
+
+    def __len__(self) -> int:
+        return len(self.rank)
+
+    def __iter__(self) -> Iterator[Span]:
+        columns = zip(
+            self.rank.tolist(),
+            self.name.tolist(),
+            self.start_ns.tolist(),
+            self.end_ns.tolist(),
+            self.lane.tolist(),
+            strict=True,
+        )
+        for rank, name, start, end, lane in columns:
+            yield Span(rank, self.names[name], start, end, self.lanes[lane])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Timeline):
+            return NotImplemented
+        return list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def num_ranks(self) -> int:
+        """One more than the highest rank; a rank without spans counts."""
+        return int(self.rank.max()) + 1 if len(self) else 0
+
+    @property
+    def makespan_ns(self) -> int:
+        """From the first start to the last end."""
+        return int(self.end_ns.max() - self.start_ns.min()) if len(self) else 0
+
+    def busy_ns(self, lane: str = COMPUTE) -> Ns:
+        """For each rank the time in which something ran on ``lane``, shape [ranks]."""
+        on_lane = self.lane == (self.lanes.index(lane) if lane in self.lanes else -1)
+        busy = np.zeros(self.num_ranks, dtype=np.int64)
+        for rank in range(self.num_ranks):
+            rows = on_lane & (self.rank == rank)
+            busy[rank] = covered_ns(self.start_ns[rows], self.end_ns[rows])
+        return busy
+
+    def bubble_ns(self) -> Ns:
+        """For each rank the time in which it computed nothing, shape [ranks].
+
+        Counted from the first action of the step to the last, of whichever rank.
+        """
+        return self.makespan_ns - self.busy_ns()
+
+
+def _column(values: Iterable[int]) -> Ns:
+    return np.fromiter(values, dtype=np.int64)
