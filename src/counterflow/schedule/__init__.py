@@ -22,12 +22,13 @@ from counterflow.schedule.generators import (
     zb1p,
 )
 from counterflow.schedule.schedule import Schedule
-from counterflow.schedule.transfers import Post, Run, Transfer, Transfers, Wait, lower
+from counterflow.schedule.transfers import Payload, Post, Run, Transfer, Transfers, Wait, lower
 
 __all__ = [
     "GENERATORS",
     "Action",
     "Kind",
+    "Payload",
     "Post",
     "Run",
     "Schedule",

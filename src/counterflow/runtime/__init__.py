@@ -1,0 +1,8 @@
+"""Run it: any checked schedule on torch, over processes or within one."""
+
+from counterflow.runtime.clock import VirtualClock
+from counterflow.runtime.executor import StepResult
+from counterflow.runtime.launch import LaunchError, launch
+from counterflow.runtime.pipeline import Pipeline
+
+__all__ = ["LaunchError", "Pipeline", "StepResult", "VirtualClock", "launch"]

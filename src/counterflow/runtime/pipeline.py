@@ -1,0 +1,370 @@
+"""The face of the runtime: a checked schedule, the stages of a rank, and steps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import permutations
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from counterflow.errors import PeerError, PipelineError
+from counterflow.runtime.clock import Clock, CudaClock, WallClock
+from counterflow.runtime.drivers import AllRanks, Driver, OneRank
+from counterflow.runtime.executor import Batch, Executor, StepResult
+from counterflow.runtime.heartbeat import Heartbeat, Watch
+from counterflow.runtime.stage import LossFn, Stage
+from counterflow.runtime.transport import Handle, InProcessTransport, ProcessGroupTransport, Transport
+from counterflow.runtime.twins import Twins
+from counterflow.runtime.weights import SPLITS
+from counterflow.runtime.wire import take_apart
+from counterflow.schedule import Kind, Post, Schedule, Transfers, check, to_csv
+from counterflow.timeline import Span, Timeline
+
+Microbatches = Sequence[Any] | Mapping[int, Any] | None
+BUCKET_BYTES = 25 << 20
+
+
+class Pipeline:
+    """One rank of a pipeline: the stages that ``schedule`` gives to it, trained step by step.
+
+    ``stages`` maps each stage that the rank holds (``schedule.stages_of(rank)``) to its module. Stages are plain
+    modules: what one returns the next is called with (a tuple as its arguments); tensors of any shape and dtype, None,
+    numbers and strings flow, nested in tuples, lists and dicts. ``loss_fn(output, target)`` turns the last stage's
+    output into a scalar; without it the last stage returns the loss. Gradients are summed over the micro-batches:
+    divide in ``loss_fn`` for their mean. Copies of a stage (DualPipe's twins) start as the first holder's.
+
+    ``group`` is the process group of the pipeline, rank for rank; by default the world. ``weight_split`` says how I
+    and W are cut: "linear" at ``F.linear``, "graph" by torch's walk over the autograd graph. Twins exchange gradients
+    in buckets of ``bucket_bytes``. A wait for a peer fails after ``timeout_s``.
+
+    Raises:
+        ScheduleError: the schedule would not run.
+        PipelineError: the stages are not those of the rank, or ranks were given different schedules.
+        PeerError: a rank did not come.
+
+    Example:
+        >>> import torch
+        >>> from counterflow import dualpipe
+        >>> from counterflow.runtime import Pipeline
+        >>> schedule = dualpipe(2, 4)
+        >>> ranks = [{s: torch.nn.Linear(8, 8) for s in schedule.stages_of(rank)} for rank in range(2)]
+        >>> pipeline = Pipeline.in_process(schedule, ranks, torch.nn.functional.mse_loss)
+        >>> data = torch.randn(4, 3, 8)
+        >>> result = pipeline.step(inputs=list(data), targets=list(data))
+        >>> sorted(result.losses), pipeline.timeline.num_ranks
+        ([0, 1, 2, 3], 2)
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        stages: Mapping[int, nn.Module],
+        loss_fn: LossFn | None = None,
+        *,
+        group: dist.ProcessGroup | None = None,
+        weight_split: str = "linear",
+        bucket_bytes: int = BUCKET_BYTES,
+        timeout_s: float = 300.0,
+    ) -> None:
+        if not dist.is_initialized():
+            raise PipelineError(
+                "a pipeline of several processes needs a process group: start them with torchrun and call "
+                "torch.distributed.init_process_group first, or use Pipeline.in_process"
+            )
+        rank, num_ranks = dist.get_rank(group), dist.get_world_size(group)
+        if num_ranks != schedule.num_ranks:
+            raise PipelineError(
+                f"the process group has {num_ranks} ranks and the schedule {schedule.num_ranks}; make one for the other"
+            )
+        self._lower(schedule)
+        transport = ProcessGroupTransport(group, _pairs(self._transfers["train"]), timeout_s)
+        self._man({rank: stages}, loss_fn, transport, None, weight_split, bucket_bytes)
+        self._meet(OneRank(transport))
+
+    @classmethod
+    def in_process(
+        cls,
+        schedule: Schedule,
+        stages: Sequence[Mapping[int, nn.Module]],
+        loss_fn: LossFn | None = None,
+        *,
+        clock: Clock | None = None,
+        weight_split: str = "linear",
+        bucket_bytes: int = BUCKET_BYTES,
+    ) -> Pipeline:
+        """All ranks in this process, on the CPU or on one GPU; ``stages[rank]`` are those of a rank.
+
+        ``clock`` takes the place of the wall's: with a ``VirtualClock`` a step's timeline is the simulator's.
+
+        Raises:
+            ScheduleError: the schedule would not run.
+            PipelineError: the stages are not those of the ranks.
+        """
+        if len(stages) != schedule.num_ranks:
+            raise PipelineError(f"stages got {len(stages)} entries; give one for each of {schedule.num_ranks} ranks")
+        self = cls.__new__(cls)
+        self._lower(schedule)
+        self._man(dict(enumerate(stages)), loss_fn, InProcessTransport(), clock, weight_split, bucket_bytes)
+        self._meet(AllRanks())
+        return self
+
+    def _lower(self, schedule: Schedule) -> None:
+        """Prove that the schedule runs, in both modes."""
+        self.schedule = schedule
+        self._transfers = {"train": check(schedule), "forward": check(schedule.forward_only())}
+
+    def _man(
+        self,
+        stages: Mapping[int, Mapping[int, nn.Module]],
+        loss_fn: LossFn | None,
+        transport: Transport,
+        clock: Clock | None,
+        weight_split: str,
+        bucket_bytes: int,
+    ) -> None:
+        """Set up the ranks of this process; each has an executor for each mode, over the same stages."""
+        if weight_split not in SPLITS:
+            raise PipelineError(f"weight_split is {weight_split!r}; it can be {' or '.join(map(repr, SPLITS))}")
+        self._loss_fn, self._stages = loss_fn, stages
+        self._executors: dict[str, dict[int, Executor]] = {mode: {} for mode in self._transfers}
+        self._twins: dict[int, Twins] = {}
+        self._watches: dict[int, Watch] = {}
+        for rank, modules in stages.items():
+            _require_stages(self.schedule, rank, modules)
+            device = _device_of(modules)
+            if clock is None:
+                clock = CudaClock() if device.type == "cuda" else WallClock()
+            watch = self._watches[rank] = Watch()
+            wrapped = {stage: Stage(stage, module, SPLITS[weight_split]) for stage, module in modules.items()}
+            for mode, transfers in self._transfers.items():
+                self._executors[mode][rank] = Executor(
+                    rank, transfers, wrapped, loss_fn, transport, clock, device, watch
+                )
+            self._twins[rank] = Twins(rank, modules, self.schedule.twins, transport, bucket_bytes)
+
+    def _meet(self, driver: Driver) -> None:
+        """All ranks come together, see that they have one schedule, and make the twins equal."""
+        self._driver = driver
+        self._last_mode: str = self.schedule.mode
+        self._seen: dict[str, str] = {}
+        self._broken: str | None = None
+        rank, watch = next(iter(self._watches.items()))
+        self._heartbeat = Heartbeat.from_environment(rank, watch)
+        digest = int.from_bytes(hashlib.sha256(to_csv(self.schedule).encode()).digest()[:7])
+        with self._falling_together():
+            for other, (theirs,) in enumerate(driver.meet([digest], "the construction of the pipeline")):
+                if theirs != digest:
+                    raise PipelineError(f"rank {other} has another schedule than rank {rank}; give all ranks the same")
+            driver.drive({rank: twins.align() for rank, twins in self._twins.items()})
+
+    def step(self, inputs: Microbatches = None, targets: Microbatches = None, *, outputs: bool = False) -> StepResult:
+        """Train on one batch: every parameter's ``grad`` grows by its gradient, summed over the micro-batches.
+
+        ``inputs`` and ``targets`` have one entry for each micro-batch, in order, or map micro-batches to entries. The
+        ranks with the first stage need the inputs, those with the last one the targets, of the micro-batches that start
+        or end there; the others may give None. Losses come back where the last stage is, outputs too if asked for.
+
+        Raises:
+            PipelineError: an entry is missing, or the schedule is forward-only.
+            PeerError: a peer died or stalled; the message names it and the tensor that was waited for.
+        """
+        if self.schedule.mode != "train":
+            raise PipelineError(f"the schedule {self.schedule.name} has mode 'forward' and cannot train; use evaluate")
+        return self._run("train", inputs, targets, outputs)
+
+    def evaluate(
+        self, inputs: Microbatches = None, targets: Microbatches = None, *, outputs: bool = False
+    ) -> StepResult:
+        """Run the schedule's forwards alone, in eval mode and without gradients; arguments and result as in ``step``.
+
+        Losses are computed for the micro-batches that have a target.
+        """
+        training = [module for module in self.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            return self._run("forward", inputs, targets, outputs)
+        finally:
+            for module in training:
+                module.training = True
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every module of every stage of this process."""
+        for modules in self._stages.values():
+            for module in modules.values():
+                yield from module.modules()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the stages of this process: what its optimiser gets."""
+        for modules in self._stages.values():
+            for module in modules.values():
+                yield from module.parameters()
+
+    @property
+    def timeline(self) -> Timeline:
+        """When the actions of the last step ran, on the ranks of this process."""
+        return Timeline.from_spans(
+            span for executor in self._executors[self._last_mode].values() for span in executor.spans()
+        )
+
+    def gather_timeline(self) -> Timeline:
+        """The last step's timeline of all ranks, on every rank; all ranks have to call it.
+
+        The ranks' clocks have to be one clock, as those of the processes of one machine are.
+
+        Raises:
+            PeerError: a rank did not come.
+        """
+        if isinstance(self._driver, AllRanks):
+            return self.timeline
+        rows = self._transfers[self._last_mode].schedule.rows
+        (executor,) = self._executors[self._last_mode].values()
+        own = [time for span in executor.spans() for time in (span.start_ns, span.end_ns)]
+        # All ranks gather lists of one length: as long as the longest row's.
+        padded = own + [0] * (2 * max(map(len, rows)) - len(own))
+        with self._falling_together():
+            every = self._driver.meet(padded, "gather_timeline")
+        return Timeline.from_spans(
+            Span(rank, str(action), times[2 * step], times[2 * step + 1])
+            for rank, (row, times) in enumerate(zip(rows, every, strict=True))
+            for step, action in enumerate(row)
+        )
+
+    def deferred_weights(self) -> dict[int, float]:
+        """For each stage of this process that has done a W, the share of its parameters whose gradients waited."""
+        shares = {}
+        for executors in self._executors["train"].values():
+            for index, stage in executors.stages.items():
+                if stage.deferred:
+                    sizes = {id(parameter): parameter.numel() for parameter in stage.module.parameters()}
+                    shares[index] = sum(sizes.get(id_, 0) for id_ in stage.deferred) / sum(sizes.values())
+        return shares
+
+    def close(self) -> None:
+        """Stop the heartbeat, if there is one; the process group stays the caller's."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
+
+    def _run(self, mode: str, inputs: Microbatches, targets: Microbatches, outputs: bool) -> StepResult:
+        if self._broken is not None:
+            raise PipelineError(f"this pipeline broke in an earlier step ({self._broken}); build a new one")
+        executors = self._executors[mode]
+        with self._falling_together():
+            batches = {rank: self._batch(rank, mode, inputs, targets, outputs) for rank in executors}
+            learn, seen = self._agree(mode, batches)
+            runs = {rank: self._whole_step(rank, mode, batch, learn) for rank, batch in batches.items()}
+            self._driver.drive(runs)
+        self._seen[mode] = seen
+        self._last_mode = mode
+        result = StepResult()
+        for executor in executors.values():
+            result.losses |= executor.result.losses
+            result.outputs |= executor.result.outputs
+        return StepResult(dict(sorted(result.losses.items())), dict(sorted(result.outputs.items())))
+
+    def _whole_step(self, rank: int, mode: str, batch: Batch, learn_shapes: bool) -> Iterator[Handle]:
+        if mode == "train":
+            self._twins[rank].set_aside()
+        yield from self._executors[mode][rank].run(batch, learn_shapes)
+        if mode == "train":
+            yield from self._twins[rank].reduce()
+
+    def _agree(self, mode: str, batches: Mapping[int, Batch]) -> tuple[bool, str]:
+        """Whether any rank's inputs have other shapes than last time, so that all ranks learn them anew."""
+        seen = str([(m, take_apart(value)[0]) for batch in batches.values() for m, value in batch.inputs.items()])
+        modes = list(self._transfers)
+        said = [modes.index(mode), int(seen != self._seen.get(mode))]
+        every = self._driver.meet(said, f"the start of a step (mode {mode!r})")
+        for rank, (theirs, _) in enumerate(every):
+            if theirs != said[0]:
+                raise PipelineError(
+                    f"rank {rank} runs mode {modes[theirs]!r} while this one runs {mode!r}; all ranks call step, or "
+                    "all call evaluate"
+                )
+        return any(changed for _, changed in every), seen
+
+    def _batch(self, rank: int, mode: str, inputs: Microbatches, targets: Microbatches, want_outputs: bool) -> Batch:
+        """What this rank needs of the caller's inputs and targets."""
+        forwards = [part for action in self.schedule.rows[rank] for part in action.parts if part.kind is Kind.F]
+        enter = [part.microbatch for part in forwards if part.stage == 0]
+        leave = [part.microbatch for part in forwards if part.stage == self.schedule.num_stages - 1]
+        needs_targets = mode == "train" and self._loss_fn is not None
+        return Batch(
+            self._select("inputs", inputs, enter, rank, needed=True),
+            self._select("targets", targets, leave, rank, needed=needs_targets),
+            want_outputs,
+        )
+
+    def _select(self, what: str, given: object, ids: list[int], rank: int, needed: bool) -> dict[int, Any]:
+        count = self.schedule.num_microbatches
+        if given is not None and (not isinstance(given, Sequence | Mapping) or len(given) > count):
+            came = f"{len(given)} entries" if isinstance(given, Sequence | Mapping) else f"a {type(given).__name__}"
+            raise PipelineError(
+                f"{what} got {came}; give a list with one entry for each of {count} micro-batches, such as "
+                f"batch.chunk({count}), or map micro-batches to entries"
+            )
+        table = dict(given) if isinstance(given, Mapping) else dict(enumerate(given or ()))
+        missing = [m for m in ids if m not in table]
+        if needed and missing:
+            raise PipelineError(
+                f"rank {rank} got no {what} for micro-batches {', '.join(map(str, missing))}, which "
+                f"{'start' if what == 'inputs' else 'end'} there; give one entry for each"
+            )
+        return {m: table[m] for m in ids if m in table}
+
+    @contextmanager
+    def _falling_together(self) -> Iterator[None]:
+        """Whatever fails here leaves the ranks out of step; say so to the launcher, and do not go on."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(self._driver, AllRanks):
+                self._recover()
+            else:
+                self._broken = str(error)
+            if isinstance(error, PeerError):
+                for watch in self._watches.values():
+                    watch.lost(str(error))
+            raise
+
+    def _recover(self) -> None:
+        """Within one process everything that was under way is known, and dropped: the next step starts afresh."""
+        for executors in self._executors.values():
+            for executor in executors.values():
+                executor.forget()
+        for twins in self._twins.values():
+            twins.restore()
+        self._seen.clear()
+
+
+def _pairs(transfers: Transfers) -> set[tuple[int, int]]:
+    """The ordered pairs of ranks that ever send each other something."""
+    pairs = {pair for holders in transfers.schedule.twins.values() for pair in permutations(holders, 2)}
+    for program in transfers.programs:
+        for instruction in program:
+            if isinstance(instruction, Post):
+                pairs |= {(transfer.source, transfer.target) for transfer in instruction.transfers}
+    return pairs
+
+
+def _require_stages(schedule: Schedule, rank: int, modules: Mapping[int, nn.Module]) -> None:
+    needed = schedule.stages_of(rank)
+    if tuple(sorted(modules)) != needed:
+        raise PipelineError(
+            f"rank {rank} got stages {sorted(modules)} and holds {list(needed)} under {schedule.name}; build "
+            "{stage: module for stage in schedule.stages_of(rank)}"
+        )
+
+
+def _device_of(modules: Mapping[int, nn.Module]) -> torch.device:
+    """Where the stages live; activations arrive there."""
+    for module in modules.values():
+        for parameter in module.parameters():
+            return parameter.device
+    return torch.device("cpu")

@@ -1,0 +1,243 @@
+"""Where messages go: to another process over torch.distributed, or to another rank in this one.
+
+Posting never blocks and returns a Handle; whoever needs the message waits for it. Messages of one lane match
+first-in first-out for each ordered pair of ranks, on every transport.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import IntEnum
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from counterflow.errors import PeerError
+from counterflow.runtime.wire import Leaf
+from counterflow.schedule import Transfer
+
+
+class Lane(IntEnum):
+    """Messages of different lanes never match; the values serve as tags."""
+
+    PIPELINE = 0
+    HEADER = 1
+    TWINS = 2
+
+
+@dataclass(frozen=True)
+class Message:
+    """From whom to whom, on which lane, and what it is, for the error that may name it."""
+
+    lane: Lane
+    source: int
+    target: int
+    what: str
+
+    @classmethod
+    def of(cls, transfer: Transfer, lane: Lane = Lane.PIPELINE) -> Message:
+        """The message that carries ``transfer``, or its header."""
+        return cls(lane, transfer.source, transfer.target, str(transfer))
+
+
+class Handle(Protocol):
+    """A message under way, seen from one side."""
+
+    message: Message
+
+    def ready(self) -> bool:
+        """Whether ``wait`` would return at once."""
+
+    def wait(self) -> None:
+        """Block until the tensors are there, or may be reused.
+
+        Raises:
+            PeerError: the peer died, or did not take its side within the timeout.
+        """
+
+
+class Transport(Protocol):
+    """Posts messages of tensors; a receive fills tensors of the shapes that were sent."""
+
+    def send(self, message: Message, tensors: list[Tensor]) -> Handle:
+        """Start sending; the tensors stay untouched until the handle has been waited for."""
+
+    def receive(self, message: Message, tensors: list[Tensor]) -> Handle:
+        """Start receiving into ``tensors``."""
+
+
+class InProcessTransport:
+    """All ranks in one process, on any device: a message is a copy, made when both sides have posted it."""
+
+    def __init__(self) -> None:
+        self._sends: dict[tuple[Lane, int, int], deque[_Copy]] = {}
+        self._receives: dict[tuple[Lane, int, int], deque[_Copy]] = {}
+
+    def send(self, message: Message, tensors: list[Tensor]) -> Handle:
+        """Start sending."""
+        return self._post(message, tensors, self._sends, self._receives)
+
+    def receive(self, message: Message, tensors: list[Tensor]) -> Handle:
+        """Start receiving."""
+        return self._post(message, tensors, self._receives, self._sends)
+
+    def _post(
+        self,
+        message: Message,
+        tensors: list[Tensor],
+        ours: dict[tuple[Lane, int, int], deque[_Copy]],
+        theirs: dict[tuple[Lane, int, int], deque[_Copy]],
+    ) -> _Copy:
+        key = message.lane, message.source, message.target
+        mine = _Copy(message, tensors)
+        if waiting := theirs.get(key):
+            other = waiting.popleft()
+            sent, received = (mine, other) if ours is self._sends else (other, mine)
+            for source, target in zip(sent.tensors, received.tensors, strict=True):
+                target.copy_(source)
+            mine.done = other.done = True
+        else:
+            ours.setdefault(key, deque()).append(mine)
+        return mine
+
+
+class _Copy:
+    """One side of a message within the process."""
+
+    def __init__(self, message: Message, tensors: list[Tensor]) -> None:
+        self.message = message
+        self.tensors = tensors
+        self.done = False
+
+    def ready(self) -> bool:
+        return self.done
+
+    def wait(self) -> None:
+        assert self.done, f"{self.message.what}: within one process only the driver waits"
+
+
+class ProcessGroupTransport:
+    """One rank for each process of a ``torch.distributed`` group: gloo, or NCCL by the same code.
+
+    gloo keeps the lanes apart by tags. NCCL has no tags, and one queue for each communicator, in which a receive
+    posted early would hold up a send posted later; so every lane of every ordered pair gets a communicator of
+    its own, and headers, which live on the CPU, go over a gloo group beside it.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, pairs: Iterable[tuple[int, int]], timeout_s: float) -> None:
+        world = dist.group.WORLD
+        assert world is not None, "the caller has seen to it that torch.distributed is initialised"
+        self.group = group if group is not None else world
+        self.rank, self.num_ranks = dist.get_rank(self.group), dist.get_world_size(self.group)
+        timeout = timedelta(seconds=timeout_s)
+        gloo = dist.get_backend(self.group) == "gloo"
+        # On NCCL a wait with a timeout blocks the host; there the group's own watchdog keeps the time.
+        self._wait_timeout = timeout if gloo else None
+        self.control: dist.ProcessGroup = self.group
+        self._pair_groups: dict[tuple[Lane, int, int], dist.ProcessGroup] = {}
+        if not gloo:
+            members = dist.get_process_group_ranks(self.group)
+            self.control = dist.new_group(members, timeout=timeout, backend="gloo")
+            for source, target in sorted(pairs):
+                if self.rank in (source, target):
+                    ranks = sorted((members[source], members[target]))
+                    for lane in (Lane.PIPELINE, Lane.TWINS):
+                        self._pair_groups[lane, source, target] = dist.new_group(
+                            ranks, timeout, dist.get_backend(self.group), use_local_synchronization=True
+                        )
+
+    def send(self, message: Message, tensors: list[Tensor]) -> Handle:
+        """Start sending."""
+        return self._post(message, [tensor.contiguous() for tensor in tensors], dist.isend, message.target)
+
+    def receive(self, message: Message, tensors: list[Tensor]) -> Handle:
+        """Start receiving."""
+        return self._post(message, tensors, dist.irecv, message.source)
+
+    def _post(self, message: Message, tensors: list[Tensor], start: object, peer: int) -> _Works:
+        group = self._group_of(message)
+        peer_in_world = dist.get_global_rank(self.group, peer)
+        works = []
+        try:
+            for tensor in tensors:
+                # Nothing to say needs no message, and neither backend sends it alike.
+                works.append(start(tensor, peer_in_world, group, message.lane) if tensor.numel() else None)  # type: ignore[operator]
+        except RuntimeError as error:
+            raise PeerError(
+                f"rank {self.rank} could not post {message.what}: rank {peer} is gone ({_reason(error)})"
+            ) from error
+        return _Works(self.rank, peer, message, tensors, works, self._wait_timeout)
+
+    def _group_of(self, message: Message) -> dist.ProcessGroup:
+        if message.lane is Lane.HEADER:
+            return self.control
+        return self._pair_groups.get((message.lane, message.source, message.target), self.group)
+
+    def gather(self, numbers: list[int], what: str) -> list[list[int]]:
+        """The same few numbers of every rank, by rank; also a meeting of all ranks.
+
+        Raises:
+            PeerError: a rank did not come.
+        """
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        every = [torch.empty_like(mine) for _ in range(self.num_ranks)]
+        started = time.monotonic()
+        try:
+            dist.all_gather(every, mine, group=self.control)
+        except RuntimeError as error:
+            waited_s = time.monotonic() - started
+            raise PeerError(
+                f"rank {self.rank} waited {waited_s:.1f} s for the other ranks at {what}; one of them died, stalled or "
+                f"never called it ({_reason(error)})"
+            ) from error
+        return [row.tolist() for row in every]
+
+
+class _Works:
+    """One side of a message between processes: a ``Work`` for each tensor."""
+
+    def __init__(
+        self,
+        rank: int,
+        peer: int,
+        message: Message,
+        tensors: list[Tensor],
+        works: list[dist.Work | None],
+        timeout: timedelta | None,
+    ) -> None:
+        self.message = message
+        self._rank, self._peer = rank, peer
+        self._tensors, self._works, self._timeout = tensors, works, timeout
+
+    def ready(self) -> bool:
+        """Unknown without blocking; the driver of a single rank does not ask."""
+        return all(work is None or work.is_completed() for work in self._works)
+
+    def wait(self) -> None:
+        started = time.monotonic()
+        for index, work in enumerate(self._works):
+            if work is None:
+                continue
+            try:
+                work.wait() if self._timeout is None else work.wait(self._timeout)
+            except RuntimeError as error:
+                waited_s = time.monotonic() - started
+                tensor = Leaf.of(self._tensors[index])
+                raise PeerError(
+                    f"rank {self._rank} waited {waited_s:.1f} s for {self.message.what}, tensor {index + 1} of "
+                    f"{len(self._works)} ({tensor}): rank {self._peer} died or stalled ({_reason(error)})"
+                ) from error
+        self._tensors = []
+
+
+def _reason(error: BaseException) -> str:
+    """The first sentence of what the backend says, without its source file."""
+    text = re.sub(r"^\[[^]]*\]\s*", "", str(error).strip().partition("\n")[0])
+    return re.split(r"\. |:\d{2,}", text)[0][:200]

@@ -1,0 +1,196 @@
+"""The split of a backward into I and W: three calls, and two ways to keep them.
+
+``LinearSplit`` cuts at the operator: during F and I it stands in for ``torch.nn.functional.linear`` and hides the
+weight from autograd, so that I is a plain backward which leaves (input, gradient of output) behind, and W one
+matrix product for each. It works under activation checkpointing, whose recomputation calls the same function, and
+fires each weight's hooks once, at W. ``GraphSplit`` is torch pipelining's walk over the autograd graph: it knows every
+operator, and costs more the smaller they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+Roots = Sequence[Tensor] | Sequence[GradientEdge]
+"""What a backward starts from."""
+
+
+class Split(Protocol):
+    """One micro-batch's backward at one stage, cut in two."""
+
+    def recording(self) -> AbstractContextManager[None]:
+        """Stands around the forward."""
+
+    def roots(self, outputs: list[Tensor]) -> Roots:
+        """What to keep of the outputs to start the backward from."""
+
+    def backward_input(self, roots: Roots, grads: list[Tensor], inputs: list[Tensor]) -> None:
+        """I: leaves a ``grad`` on each of the inputs."""
+
+    def backward_weight(self) -> None:
+        """W: adds what is left to the ``grad`` of the parameters."""
+
+    def deferred(self) -> set[int]:
+        """The ids of the parameters whose gradients have waited for W."""
+
+
+def edges(outputs: list[Tensor]) -> list[GradientEdge]:
+    """The places in the graph where ``outputs`` stand, so that the tensors themselves can be freed once sent."""
+    return [get_gradient_edge(output) for output in outputs]
+
+
+class LinearSplit:
+    """Defers the weight gradient of every ``F.linear``; the rest (norms, biases, embeddings) is done in I.
+
+    ``from torch.nn.functional import linear``, ``x @ weight`` and fused attention pass it by: ``deferred`` tells.
+
+    Source: the idea is the WeightGradStore of the published DualPipe, without its hand-written Linear.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._deferred: set[int] = set()
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Puts the deferring function in the place of ``F.linear``, for this thread's caller and for autograd's."""
+        original = torch.nn.functional.linear
+        torch.nn.functional.linear = self._linear_in_place_of(original)
+        try:
+            yield
+        finally:
+            torch.nn.functional.linear = original
+
+    def roots(self, outputs: list[Tensor]) -> Roots:
+        """Edges are enough."""
+        return edges(outputs)
+
+    def backward_input(self, roots: Roots, grads: list[Tensor], inputs: list[Tensor]) -> None:
+        """A plain backward; recording, because a checkpoint runs its forward in here."""
+        with self.recording():
+            torch.autograd.backward(roots, grads)
+
+    def backward_weight(self) -> None:
+        """One product for each deferred call, summed for each weight, handed to autograd at once."""
+        sums: dict[int, tuple[Tensor, Tensor]] = {}
+        for weight, x, grad in self._waiting:
+            with torch.autocast(x.device.type, enabled=False):
+                product = grad.reshape(-1, grad.shape[-1]).t().mm(x.reshape(-1, x.shape[-1])).to(weight.dtype)
+            before = sums.get(id(weight))
+            sums[id(weight)] = (weight, product if before is None else before[1] + product)
+        self._waiting.clear()
+        if sums:
+            # Through a view rather than the leaf itself, so that its hooks fire as in any backward.
+            views = [weight if weight.grad_fn is not None else weight.view_as(weight) for weight, _ in sums.values()]
+            torch.autograd.backward(views, [product for _, product in sums.values()])
+
+    def deferred(self) -> set[int]:
+        """The ids of the weights that went through ``F.linear``."""
+        return self._deferred
+
+    def later(self, weight: Tensor, x: Tensor, grad: Tensor) -> None:
+        """The gradient of ``weight`` [out, in] will be ``grad`` [..., out] times ``x`` [..., in]."""
+        self._waiting.append((weight, x, grad))
+        self._deferred.add(id(weight))
+
+    def _linear_in_place_of(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            if not (torch.is_grad_enabled() and weight.requires_grad) or torch.compiler.is_compiling():
+                return original(input, weight, bias)
+            device = input.device.type
+            cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            if cast is not None:
+                input, bias = input.to(cast), None if bias is None else bias.to(cast)
+            # An input without gradient (the first stage's) would end the graph here and lose the weight's.
+            anchor = None if input.requires_grad else input.new_empty((), requires_grad=True)
+            with torch.autocast(device, enabled=False):
+                out: Tensor = _DeferredLinear.apply(input, bias, anchor, (weight, cast), self, original)  # type: ignore[no-untyped-call]
+            return out
+
+        return linear
+
+
+class _DeferredLinear(torch.autograd.Function):
+    """``F.linear`` whose backward gives the gradients of input and bias, and hands over what the weight needs.
+
+    The weight comes in a tuple, where autograd does not see it: else it would be given None in I, and its hooks would
+    fire there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        bias: Tensor | None,
+        anchor: Tensor | None,
+        weight_and_cast: tuple[Tensor, torch.dtype | None],
+        split: LinearSplit,
+        original: Callable[..., Tensor],
+    ) -> Tensor:
+        weight, cast = weight_and_cast
+        ctx.weight, ctx.cast, ctx.split = weight, cast, split
+        ctx.save_for_backward(input)
+        return original(input, weight if cast is None else weight.to(cast), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        (input,) = ctx.saved_tensors
+        weight = ctx.weight.detach() if ctx.cast is None else ctx.weight.detach().to(ctx.cast)
+        ctx.split.later(ctx.weight, input, grad)
+        grad_input = grad.matmul(weight) if ctx.needs_input_grad[0] else None
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
+        return grad_input, grad_bias, None, None, None, None
+
+
+class GraphSplit:
+    """torch pipelining's own walk: I stops at the nodes that lead to parameters, W goes on from there.
+
+    It recomputes once more for each group of parameters under checkpointing, runs both halves of a custom Function
+    twice, and fires no post-accumulate hooks; take it for models whose weights do not go through ``F.linear``.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._groups: list[dict[str, Any]] | None = None
+        self._whole: tuple[Roots, list[Tensor]] | None = None
+
+    def recording(self) -> AbstractContextManager[None]:
+        """Nothing to record."""
+        return nullcontext()
+
+    def roots(self, outputs: list[Tensor]) -> Roots:
+        """The walk starts at tensors."""
+        return outputs
+
+    def backward_input(self, roots: Roots, grads: list[Tensor], inputs: list[Tensor]) -> None:
+        """With no input to reach (the first stage's are token ids) everything is left to W."""
+        from torch.distributed.pipelining._backward import stage_backward_input
+
+        if inputs:
+            _, self._groups = stage_backward_input(list(roots), grads, inputs, iter(self._parameters))  # type: ignore[arg-type]
+        else:
+            self._whole = (roots, grads)
+
+    def backward_weight(self) -> None:
+        """Goes on from where I stopped."""
+        from torch.distributed.pipelining._backward import stage_backward_weight
+
+        if self._whole is not None:
+            torch.autograd.backward(*self._whole)
+        elif self._groups is not None:
+            stage_backward_weight(iter(self._parameters), self._groups)
+        self._whole = self._groups = None
+
+    def deferred(self) -> set[int]:
+        """All of them."""
+        return {id(parameter) for parameter in self._parameters}
+
+
+SPLITS: dict[str, type[LinearSplit] | type[GraphSplit]] = {"linear": LinearSplit, "graph": GraphSplit}
