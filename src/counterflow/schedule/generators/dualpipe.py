@@ -12,11 +12,13 @@ from counterflow.schedule.schedule import Schedule
 def dualpipe(num_ranks: int, num_microbatches: int) -> Schedule:
     """Micro-batches enter at both ends; rank r holds stages r and R-1-r, each stage has a twin.
 
-    4 ranks, 8 micro-batches (0-3 enter at rank 0, 4-7 at rank 3), F, I and W equally long, B twice;
-    ``F+B`` is an overlapped pair, three times as long as F::
+    4 ranks, 8 micro-batches, of which 0-3 enter at rank 0 and 4-7 at rank 3; F, I and W are equally long, B
+    twice and F&B three times as long::
 
-        0F0 0F1 0F2 3F4 3I4 3W4 3F5 ...
-         .  1F0 1F1 2F4 ...
+        F0 F1 F2 F4 I4 W4 F5 F3&B5--- .  F6&B0--- B6--- .  F7&B1--- B7--- I2 W2 I3 W3
+        .  F0 F4 F1 F5 F2 B4--- F6&B0--- F3&B5--- F7&B1--- B6--- B2--- .  I7 I3 W7 W3
+        .  F4 F0 F5 F1 F6 B0--- F2&B4--- F7&B1--- F3&B5--- B2--- B6--- .  I3 I7 W3 W7
+        F4 F5 F6 F0 I0 W0 F1 F7&B1--- .  F2&B4--- B2--- .  F3&B5--- B3--- I6 W6 I7 W7
 
     Raises:
         ScheduleError: R or M odd, or M < 2R.
@@ -42,6 +44,12 @@ def dualpipe(num_ranks: int, num_microbatches: int) -> Schedule:
 
 def dualpipev(num_ranks: int, num_microbatches: int) -> Schedule:
     """One direction folded into a V: rank r holds stages r and 2R-1-r, and no stage has a twin.
+
+    2 ranks, 4 micro-batches, each of which passes a rank twice, down and back up; F, I and W are equally long, B
+    twice and F&B three times as long::
+
+        F0 F1 F2 F0 I0 W0 F1 F3&B1--- .  F2&B0--- B2--- .  F3&B1--- B3--- I2 W2 I3 W3
+        .  F0 F0 F1 F1 F2 B0--- F2&B0--- F3&B1--- F3&B1--- B2--- B2--- .  I3 I3 W3 W3
 
     Raises:
         ScheduleError: fewer than one rank, or M < 2R.

@@ -10,9 +10,9 @@ def gpipe(num_ranks: int, num_microbatches: int) -> Schedule:
 
     3 ranks, 3 micro-batches, B twice as long as F::
 
-        0F0 0F1 0F2  .   .   .   .   .  0B0 0B0 0B1 0B1 0B2 0B2
-         .  1F0 1F1 1F2  .   .  1B0 1B0 1B1 1B1 1B2 1B2  .   .
-         .   .  2F0 2F1 2F2 2B0 2B0 2B1 2B1 2B2 2B2  .   .   .
+        F0 F1 F2 .  .  .  .  .  .  B0--- B1--- B2---
+        .  F0 F1 F2 .  .  .  B0--- B1--- B2--- .  .
+        .  .  F0 F1 F2 B0--- B1--- B2--- .  .  .  .
 
     Raises:
         ScheduleError: fewer than one rank or micro-batch.

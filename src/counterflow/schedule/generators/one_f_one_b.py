@@ -10,9 +10,9 @@ def one_f_one_b(num_ranks: int, num_microbatches: int) -> Schedule:
 
     3 ranks, 4 micro-batches, B twice as long as F::
 
-        0F0 0F1 0F2  .   .   .  0B0 0B0 0F3 0B1 0B1  .  0B2 0B2  .   .  0B3 0B3
-         .  1F0 1F1  .  1B0 1B0 1F2 1B1 1B1 1F3 1B2 1B2  .   .  1B3 1B3  .   .
-         .   .  2F0 2B0 2B0 2F1 2B1 2B1 2F2 2B2 2B2 2F3 2B3 2B3  .   .   .   .
+        F0 F1 F2 .  .  .  .  B0--- F3 B1--- .  B2--- .  B3---
+        .  F0 F1 .  .  B0--- F2 B1--- F3 B2--- .  B3--- .  .
+        .  .  F0 B0--- F1 B1--- F2 B2--- F3 B3--- .  .  .  .
 
     Raises:
         ScheduleError: fewer than one rank or micro-batch.

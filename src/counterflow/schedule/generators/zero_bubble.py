@@ -13,9 +13,9 @@ def zb1p(num_ranks: int, num_microbatches: int) -> Schedule:
 
     3 ranks, 4 micro-batches, F, I and W equally long::
 
-        0F0 0F1 0F2  .   .  0I0 0W0 0F3 0I1 0W1  .  0I2 0W2 0I3 0W3
-         .  1F0 1F1  .  1I0 1F2 1I1 1W0 1F3 1I2 1W1 1I3 1W2 1W3
-         .   .  2F0 2I0 2F1 2I1 2F2 2I2 2W0 2F3 2I3 2W1 2W2 2W3
+        F0 F1 F2 .  .  I0 W0 F3 I1 W1 I2 W2 I3 W3
+        .  F0 F1 .  I0 F2 I1 W0 F3 I2 W1 I3 W2 W3
+        .  .  F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3
 
     Raises:
         ScheduleError: fewer than one rank or micro-batch.
