@@ -12,6 +12,7 @@ import typer
 
 from counterflow import __version__
 from counterflow.cli import schedules
+from counterflow.cli.demo import demo
 from counterflow.cli.output import printable
 from counterflow.errors import CounterflowError
 
@@ -22,6 +23,7 @@ app.command()(schedules.check)
 app.command()(schedules.simulate)
 app.command()(schedules.compare)
 app.command()(schedules.draw)
+app.command()(demo)
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports only this child of it
 

@@ -103,7 +103,6 @@ class Executor:
                     yield from self._wait(transfer)
                 case Run(action):
                     self._run(action)
-        self._watch.between_steps()
 
     @property
     def result(self) -> StepResult:

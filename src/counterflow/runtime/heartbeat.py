@@ -51,7 +51,7 @@ class Watch:
 
     def between_steps(self) -> None:
         """The caller has the floor."""
-        self._set("idle", self.beat.doing)
+        self._set("idle", "")
 
     def lost(self, sentence: str) -> None:
         """The rank gave up on a peer."""

@@ -11,11 +11,13 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -97,7 +99,7 @@ class _Rank:
             case "starting":
                 return "before its pipeline was built"
             case "idle":
-                return f"between steps, after {self.beat.doing}" if self.beat.doing else "before its first step"
+                return "between steps"
             case "waiting":
                 return f"waiting for {self.beat.doing}"
             case "lost":
@@ -117,12 +119,13 @@ def launch(
     *,
     timeout_s: float = 60.0,
     logs: Path | None = None,
-    environment: Mapping[str, str] | None = None,
+    poll: Callable[[], None] | None = None,
 ) -> None:
     """Run ``command`` as ``num_ranks`` processes with torchrun's environment, until all have ended well.
 
-    With ``logs`` what rank r prints goes to ``rank-r.log`` there. A rank that dies, is killed, or stops for
-    ``timeout_s`` ends the whole job; so does the launcher's own end, also by a kill.
+    With ``logs`` what rank r prints goes to ``rank-r.log`` there. ``poll`` is called several times a second, to show
+    progress. A rank that dies, is killed, or stops for ``timeout_s`` ends the whole job; so does the launcher's own
+    end, also by a kill.
 
     Raises:
         LaunchError: naming the rank that failed first, its last action, and what the others waited for.
@@ -133,14 +136,17 @@ def launch(
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks: list[_Rank] = []
+    before = _end_on_sigterm()
     try:
         for index in range(num_ranks):
-            settings = {**os.environ, **(environment or {}), **_settings(index, num_ranks, store.port)}
+            settings = {**os.environ, **_settings(index, num_ranks, store.port)}
             ranks.append(_Rank(index, _start(command, settings, logs, index)))
-        _watch(ranks, store, timeout_s)
+        _watch(ranks, store, timeout_s, poll)
     finally:
         for rank in ranks:
             rank.end()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _settings(index: int, num_ranks: int, port: int) -> dict[str, str]:
@@ -167,8 +173,21 @@ def _start(
         return subprocess.Popen(command, env=settings, start_new_session=True, stdout=log, stderr=log)
 
 
-def _watch(ranks: list[_Rank], store: TCPStore, timeout_s: float) -> None:
+def _end_on_sigterm() -> Any:
+    """Make a polite kill an exception, so that the ranks are ended on the way out; the handler of before."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    return signal.signal(signal.SIGTERM, leave)
+
+
+def _watch(ranks: list[_Rank], store: TCPStore, timeout_s: float, poll: Callable[[], None] | None) -> None:
     while any(rank.alive for rank in ranks):
+        if poll is not None:
+            poll()
         for rank in ranks:
             rank.hear(store)
         if any(rank.failed or rank.stalled(timeout_s) for rank in ranks):

@@ -130,7 +130,7 @@ class Pipeline:
         """Set up the ranks of this process; each has an executor for each mode, over the same stages."""
         if weight_split not in SPLITS:
             raise PipelineError(f"weight_split is {weight_split!r}; it can be {' or '.join(map(repr, SPLITS))}")
-        self._loss_fn, self._stages = loss_fn, stages
+        self._loss_fn, self.stages = loss_fn, stages
         self._executors: dict[str, dict[int, Executor]] = {mode: {} for mode in self._transfers}
         self._twins: dict[int, Twins] = {}
         self._watches: dict[int, Watch] = {}
@@ -156,11 +156,13 @@ class Pipeline:
         rank, watch = next(iter(self._watches.items()))
         self._heartbeat = Heartbeat.from_environment(rank, watch)
         digest = int.from_bytes(hashlib.sha256(to_csv(self.schedule).encode()).digest()[:7])
+        watch.waiting("the other ranks to build their pipelines")
         with self._falling_together():
             for other, (theirs,) in enumerate(driver.meet([digest], "the construction of the pipeline")):
                 if theirs != digest:
                     raise PipelineError(f"rank {other} has another schedule than rank {rank}; give all ranks the same")
             driver.drive({rank: twins.align() for rank, twins in self._twins.items()})
+        watch.between_steps()
 
     def step(self, inputs: Microbatches = None, targets: Microbatches = None, *, outputs: bool = False) -> StepResult:
         """Train on one batch: every parameter's ``grad`` grows by its gradient, summed over the micro-batches.
@@ -195,13 +197,13 @@ class Pipeline:
 
     def modules(self) -> Iterator[nn.Module]:
         """Every module of every stage of this process."""
-        for modules in self._stages.values():
+        for modules in self.stages.values():
             for module in modules.values():
                 yield from module.modules()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the stages of this process: what its optimiser gets."""
-        for modules in self._stages.values():
+        for modules in self.stages.values():
             for module in modules.values():
                 yield from module.parameters()
 
@@ -273,11 +275,15 @@ class Pipeline:
             self._twins[rank].set_aside()
         yield from self._executors[mode][rank].run(batch, learn_shapes)
         if mode == "train":
+            self._watches[rank].waiting("the gradients of twins")
             yield from self._twins[rank].reduce()
+        self._watches[rank].between_steps()
 
     def _agree(self, mode: str, batches: Mapping[int, Batch]) -> tuple[bool, str]:
         """Whether any rank's inputs have other shapes than last time, so that all ranks learn them anew."""
         seen = str([(m, take_apart(value)[0]) for batch in batches.values() for m, value in batch.inputs.items()])
+        for watch in self._watches.values():
+            watch.waiting("the other ranks to start a step")
         modes = list(self._transfers)
         said = [modes.index(mode), int(seen != self._seen.get(mode))]
         every = self._driver.meet(said, f"the start of a step (mode {mode!r})")
