@@ -16,7 +16,7 @@ from counterflow.schedule import as_dict, from_csv, from_text, to_csv, to_json, 
 from counterflow.simulator import write_costs
 from counterflow.timeline import read_chrome
 
-VERBS = ["schedule", "check", "simulate", "compare", "draw"]
+VERBS = ["schedule", "check", "simulate", "compare", "draw", "demo"]
 DUALPIPE = ["dualpipe", "--ranks", "4", "--microbatches", "8"]
 
 # --- running it ---------------------------------------------------------------------------------------------

@@ -40,3 +40,7 @@ class PipelineError(CounterflowError, RuntimeError):
 
 class PeerError(PipelineError):
     """A rank waited for another one that died, stalled, or left the step."""
+
+
+class LaunchError(PipelineError):
+    """A rank died or stalled: the first line says which one and at what, the next ones what the others were doing."""

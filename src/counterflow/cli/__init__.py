@@ -14,7 +14,7 @@ from counterflow import __version__
 from counterflow.cli import schedules
 from counterflow.cli.demo import demo
 from counterflow.cli.output import printable
-from counterflow.errors import CounterflowError
+from counterflow.errors import CounterflowError, LaunchError
 
 # Without markup, help is the same in a pipe as on a terminal, and needs no import of rich.
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -47,7 +47,9 @@ def _counterflow(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb, and return the exit code: 2 for bad input, which one sentence on stderr tells.
+    """Run one verb, and return the exit code.
+
+    It is 2 for bad input, which one sentence on stderr tells, and 1 when ranks that it started failed.
 
     Example:
         >>> from counterflow.cli import main
@@ -61,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="counterflow", standalone_mode=False)
         sys.stdout.flush()
+    except LaunchError as error:
+        print("\n".join(f"counterflow: {printable(line)}" for line in str(error).splitlines()), file=sys.stderr)
+        return 1
     except CounterflowError as error:
         return _refuse(str(error))
     except _USAGE_ERROR as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,8 +47,12 @@ def demo(
             f"Training a byte-level decoder on the sources of Python's standard library, under {schedule}: "
             f"{counted(ranks, 'rank')}, {counted(chosen.num_stages, 'stage')}, {counted(microbatches, 'micro-batch')}."
         )
-    with _progress(steps) as progress:
-        results = run_demo(chosen, device=device, steps=steps, out=OUT, progress=progress)
+    try:
+        with _progress(steps) as progress:
+            results = run_demo(chosen, device=device, steps=steps, out=OUT, progress=progress)
+    except (KeyboardInterrupt, SystemExit):
+        print("counterflow: the demo was stopped half-way; its ranks were ended with it", file=sys.stderr)
+        raise
     if as_json:
         print_json(results.as_dict())
     else:

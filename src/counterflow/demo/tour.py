@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from counterflow.errors import PipelineError, SimulatorError
+from counterflow.errors import LaunchError, PipelineError, SimulatorError
 from counterflow.files import write_text
 from counterflow.report import schedule_svg
-from counterflow.runtime import LaunchError, launch
+from counterflow.runtime import launch
 from counterflow.schedule import Schedule, check, generate, to_csv
 from counterflow.simulator import Costs, simulate, write_costs
 from counterflow.timeline import Timeline, from_chrome, write_chrome

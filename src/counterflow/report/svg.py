@@ -60,6 +60,7 @@ class _Picture:
         spans = [span for row in self.rows for _, span in row]
         self.origin_ns = min(span.start_ns for span in spans)
         self.makespan_ns = max(span.end_ns for span in spans) - self.origin_ns
+        self.unit = "ms" if self.makespan_ns >= 10_000_000 else "µs"
         shortest_ns = min((span.duration_ns for span in spans if span.duration_ns), default=1)
         widest_id = DIGIT * len(str(schedule.num_microbatches - 1))
         self.px_per_ns = min(max(SHORTEST, widest_id + 8) / shortest_ns, LONGEST / max(self.makespan_ns, 1))
@@ -100,10 +101,10 @@ class _Picture:
     def heading(self) -> Iterator[str]:
         """Title, and the figures of the whole step."""
         bubbles = [self.bubble_ns(row) for row in self.rows]
-        least, most = microseconds(min(bubbles)), microseconds(max(bubbles))
-        bubble = f"{most} µs on every rank" if least == most else f"{least} to {most} µs"
+        least, most = self.time(min(bubbles)), self.time(max(bubbles))
+        bubble = f"{most} {self.unit} on every rank" if least == most else f"{least} to {most} {self.unit}"
         yield draw_text(LEFT, 28, self.title(), "title")
-        yield draw_text(LEFT, 50, f"step {microseconds(self.makespan_ns)} µs, bubble {bubble}", "note")
+        yield draw_text(LEFT, 50, f"step {self.time(self.makespan_ns)} {self.unit}, bubble {bubble}", "note")
         yield draw_text(LEFT + self.width + 10, TOP - 8, "bubble", "note")
 
     def bubble_ns(self, row: Row) -> int:
@@ -138,8 +139,12 @@ class _Picture:
     def hover(self, action: Action, span: Span) -> str:
         """What a cell tells under the pointer."""
         what = " and ".join(f"stage {part.stage}, micro-batch {part.microbatch}" for part in action.parts)
-        start, end = (microseconds(ns - self.origin_ns) for ns in (span.start_ns, span.end_ns))
-        return f"{action}: {what}, {start} to {end} µs"
+        start, end = (self.time(ns - self.origin_ns) for ns in (span.start_ns, span.end_ns))
+        return f"{action}: {what}, {start} to {end} {self.unit}"
+
+    def time(self, ns: int) -> str:
+        """``ns`` in the picture's unit: exactly where that is simulated microseconds, to a tenth in milliseconds."""
+        return microseconds(ns) if self.unit == "µs" else f"{ns / 1e6:.1f}".removesuffix(".0")
 
     def shade(self, rank: int, part: Action) -> str:
         """The classes that colour a part: its kind, and whether it belongs to the second direction."""
@@ -150,13 +155,13 @@ class _Picture:
         return f"{part.kind.name} second" if second else part.kind.name
 
     def axis(self, y: int) -> Iterator[str]:
-        """Time in microseconds, a mark at every one, two or five units of ten."""
+        """Time, with a mark at every one, two or five units of ten."""
         yield draw_text(LEFT - 10, y + 22, "Time →", "rank")
         step_ns = _nice(60 / self.px_per_ns)
         for tick_ns in range(0, self.makespan_ns + 1, step_ns):
             x = LEFT + tick_ns * self.px_per_ns
-            yield f'<path class="axis" d="M{px(x)} {y}v6"/>' + draw_text(x, y + 22, microseconds(tick_ns), "note tick")
-        yield draw_text(LEFT + self.width + 10, y + 22, "µs", "note")
+            yield f'<path class="axis" d="M{px(x)} {y}v6"/>' + draw_text(x, y + 22, self.time(tick_ns), "note tick")
+        yield draw_text(LEFT + self.width + 10, y + 22, self.unit, "note")
 
     def legend(self, page: int, y: int) -> tuple[list[str], int]:
         """What the colours mean, in as many lines as the page needs; and where the last of them ends."""
