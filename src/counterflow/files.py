@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 
@@ -21,20 +20,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         'hello'
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")  # a pipe or device, such as /dev/stdout: to rename over it destroys it
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes files for its owner alone; a result is as readable as any other new file.
-        os.chmod(beside, 0o666 & ~_umask())
-        os.replace(beside, path)
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
     except BaseException:
-        os.unlink(beside)
+        beside.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -34,7 +34,7 @@ class Kind(StrEnum):
         return self in (Kind.B, Kind.W)
 
 
-_NUMBER = "(?:0|[1-9][0-9]*)"
+_NUMBER = "(?:0|[1-9][0-9]{0,5})"  # a file must not make us count to a number that no pipeline has
 _SIMPLE = re.compile(f"({_NUMBER})([FBIW])({_NUMBER})")
 _OVERLAP = re.compile(r"\(([^;()]*);([^;()]*)\)OVERLAP_F_B")
 
@@ -73,16 +73,18 @@ class Action:
             raise ScheduleError(
                 f"an action got stage {self.stage} and micro-batch {self.microbatch}; both count from 0"
             )
+        if self.pair is not None:
+            forward, backward = self.pair
+            fits = forward.kind is Kind.F and backward.kind.sends_gradient
+            if not fits or forward.microbatch == backward.microbatch:
+                raise ScheduleError(
+                    f"an overlapped action got {forward} and {backward}; it needs a forward, then a backward "
+                    "(B or I) of another micro-batch"
+                )
 
     @classmethod
     def overlap(cls, forward: Action, backward: Action) -> Action:
         """An F&B: ``forward`` and ``backward`` (B or I) hide each other's communication."""
-        fits = forward.kind is Kind.F and backward.kind.sends_gradient
-        if not fits or forward.microbatch == backward.microbatch:
-            raise ScheduleError(
-                f"an overlapped action got {forward} and {backward}; it needs a forward, then a backward "
-                "(B or I) of another micro-batch"
-            )
         return cls(Kind.F_B, forward.stage, forward.microbatch, (forward, backward))
 
     @property
@@ -103,7 +105,8 @@ class Action:
         if match := _OVERLAP.fullmatch(text):
             return cls.overlap(cls.parse(match[1]), cls.parse(match[2]))
         raise ScheduleError(
-            f"{text!r} is not an action; write stage, one of F B I W, micro-batch, as in 3F12, or (0F4;7B1)OVERLAP_F_B"
+            f"{text!r} is not an action; write stage, one of F B I W, micro-batch, as in 3F12, or "
+            "(0F4;7B1)OVERLAP_F_B, with numbers below a million"
         )
 
     def __str__(self) -> str:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from counterflow.errors import ScheduleError
 from counterflow.schedule.action import Action, Kind
 from counterflow.schedule.schedule import Schedule
-from counterflow.schedule.transfers import Post, Run, Transfer, Transfers, Wait, lower, needs
+from counterflow.schedule.transfers import Post, Run, Transfer, Transfers, Wait, lower, needs, produces
 
 Place = tuple[int, int]
 """Rank and step; both count from 0."""
@@ -41,6 +41,8 @@ def check(schedule: Schedule) -> Transfers:
 def check_transfers(transfers: Transfers) -> None:
     """Prove that the programs pair every send with a receive in the same order, and do not deadlock.
 
+    That the programs compute the schedule's rows and wait before they use is ``lower``'s own doing, and not looked at.
+
     Raises:
         ScheduleError: naming the channel and the first transfer out of order, or the wait cycle.
     """
@@ -51,23 +53,23 @@ def check_transfers(transfers: Transfers) -> None:
 def _require_whole(schedule: Schedule) -> None:
     """Complete, on one rank, in order."""
     places = _places(schedule)
+    chains = defaultdict[tuple[int, int], list[Action]](list)
+    for part in places:
+        chains[part.stage, part.microbatch].append(part)
     for stage in range(schedule.num_stages):
         for microbatch in range(schedule.num_microbatches):
-            chain = _chain(schedule, places, stage, microbatch)
+            chain = _chain(schedule, chains[stage, microbatch], stage, microbatch)
             for earlier, later in zip(chain, chain[1:], strict=False):
-                _require_order(places, earlier, later, f"its {_WORDS[earlier.kind]} {earlier}")
-    for part in places:
+                _require_order(places, earlier, later)
+    for part, (rank, _) in places.items():
         need = needs(part, schedule.num_stages)
         if need is None:
             continue
-        for kind in (Kind.F,) if need[0] == "activation" else (Kind.B, Kind.I):
-            made = Action(kind, need[1], part.microbatch)
-            # Across ranks the wait enforces the order; on one rank only the row can.
-            if made in places and places[made][0] == places[part][0]:
-                _require_order(places, made, part, f"{made}, whose {need[0]} it needs")
-
-
-_WORDS = {Kind.F: "forward", Kind.I: "backward for input"}
+        payload, stage = need
+        made = next(action for action in chains[stage, part.microbatch] if produces(action) == payload)
+        # Across ranks the wait enforces the order; on one rank only the row can.
+        if places[made][0] == rank:
+            _require_order(places, made, part)
 
 
 def _places(schedule: Schedule) -> dict[Action, Place]:
@@ -84,10 +86,9 @@ def _places(schedule: Schedule) -> dict[Action, Place]:
     return places
 
 
-def _chain(schedule: Schedule, places: dict[Action, Place], stage: int, microbatch: int) -> list[Action]:
-    """The actions of one stage and micro-batch: F; then B, or I and W."""
-    chain = [Action(kind, stage, microbatch) for kind in (Kind.F, Kind.B, Kind.I, Kind.W)]
-    found = [action for action in chain if action in places]
+def _chain(schedule: Schedule, found: list[Action], stage: int, microbatch: int) -> list[Action]:
+    """The actions of one stage and micro-batch in the order they need: F; then B, or I and W."""
+    found = sorted(found, key=lambda action: "FBIW".index(action.kind))
     kinds = "".join(action.kind for action in found)
     legal = ("F",) if schedule.mode == "forward" else ("FB", "FIW")
     if kinds not in legal:
@@ -98,15 +99,27 @@ def _chain(schedule: Schedule, places: dict[Action, Place], stage: int, microbat
     return found
 
 
-def _require_order(places: dict[Action, Place], earlier: Action, later: Action, what: str) -> None:
+def _require_order(places: dict[Action, Place], earlier: Action, later: Action) -> None:
     rank, step = places[later]
-    if places[earlier][0] != rank:
+    before, at = places[earlier]
+    if before != rank:
         raise ScheduleError(
-            f"rank {rank}, step {step}: {later} stands on another rank than {what} (rank {places[earlier][0]}); "
-            "a stage does all its work for a micro-batch on one rank"
+            f"rank {rank}, step {step}: {later} stands on another rank than {_as_seen_from(later, earlier)} "
+            f"(rank {before}); a stage does all its work for a micro-batch on one rank"
         )
-    if places[earlier][1] >= step:
-        raise ScheduleError(f"rank {rank}, step {step}: {later} stands before {what}; move it behind")
+    if at >= step:
+        raise ScheduleError(
+            f"rank {rank}, step {step}: {later} stands before {_as_seen_from(later, earlier)}; move it behind"
+        )
+
+
+_WORDS = {Kind.F: "forward", Kind.I: "backward for input"}
+
+
+def _as_seen_from(later: Action, earlier: Action) -> str:
+    if earlier.stage == later.stage:
+        return f"its {_WORDS[earlier.kind]} {earlier}"
+    return f"{earlier}, whose {produces(earlier)} it needs"
 
 
 def _require_paired(transfers: Transfers) -> None:
@@ -118,14 +131,21 @@ def _require_paired(transfers: Transfers) -> None:
         for instruction in program:
             if isinstance(instruction, Post):
                 for transfer in instruction.transfers:
+                    if transfer in posted or rank not in (transfer.source, transfer.target):
+                        again = "a second time" if transfer in posted else "without being one of its two ends"
+                        raise ScheduleError(f"rank {rank} posts {transfer} {again}; remove that post")
                     side = sent if transfer.source == rank else received
                     side[transfer.source, transfer.target].append(transfer)
                     posted.add(transfer)
             elif isinstance(instruction, Wait):
-                waited.add(instruction.transfer)
-        for transfer in sorted(posted ^ waited, key=str):
-            missing = "waited for" if transfer in posted else "posted"
-            raise ScheduleError(f"rank {rank}: {transfer} is never {missing}; every transfer is posted and waited for")
+                transfer = instruction.transfer
+                if transfer not in posted:
+                    raise ScheduleError(f"rank {rank} waits for {transfer} without posting it before; post it ahead")
+                if transfer in waited:
+                    raise ScheduleError(f"rank {rank} waits for {transfer} a second time; remove that wait")
+                waited.add(transfer)
+        for transfer in sorted(posted - waited, key=str):
+            raise ScheduleError(f"rank {rank} posts {transfer} and never waits for it; add a wait")
     for channel in sorted(sent | received):
         ours, theirs = sent[channel], received[channel]
         for index in range(max(len(ours), len(theirs))):
@@ -192,9 +212,8 @@ def _describe_cycle(walks: list[_Walk], stuck: dict[int, Transfer]) -> str:
     while rank not in path:
         path.append(rank)
         transfer = stuck[rank]
+        # The other end has not posted it yet, so it is stuck as well.
         rank = transfer.source if transfer.target == rank else transfer.target
-        if rank not in stuck:
-            return f"deadlock: rank {path[-1]} {walks[path[-1]].next_action} waits for {transfer}, which never comes"
     cycle = path[path.index(rank) :]
     links = [f"rank {member} {walks[member].next_action} waits for {stuck[member]}" for member in cycle]
     return f"deadlock: {'; '.join(links)}; these wait for each other in a circle: reorder one of their rows"

@@ -1,13 +1,15 @@
 """Schedules as text, CSV and JSON, there and back without loss.
 
-CSV is what ``torch.distributed.pipelining`` reads and writes: a row for each rank, an action in each
-cell. Text is the same with spaces. Neither holds a name, so the reader is given one; JSON holds all.
+CSV is what ``torch.distributed.pipelining`` reads and writes (as ``compute_only``): a row for each rank, an action in
+each cell. Text is the same with spaces. Neither holds the name, which the reader is given, nor the numbers and the
+mode, which a whole schedule shows; JSON holds all.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ def from_json(text: str) -> Schedule:
     """
     try:
         data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ScheduleError(f"the schedule is not JSON ({error}); write it with counterflow schedule --json") from None
     if not isinstance(data, dict) or not _is_rows(data.get("ranks")):
         raise ScheduleError(
@@ -101,11 +103,17 @@ def from_json(text: str) -> Schedule:
             "write one with counterflow schedule --json"
         )
     if data.get("format", FORMAT) != FORMAT:
-        raise ScheduleError(f"the schedule has format {data['format']!r}; this version reads format {FORMAT}")
-    read = _parse(data["ranks"], str(data.get("name", "custom")))
+        raise ScheduleError(
+            f"the schedule has format {reprlib.repr(data['format'])}; this version reads format {FORMAT}"
+        )
+    name = data.get("name", "custom")
+    if not isinstance(name, str):
+        raise ScheduleError(f"the schedule has the name {reprlib.repr(name)}; a name is text")
+    read = _parse(data["ranks"], name)
     if data.get("num_ranks", read.num_ranks) != read.num_ranks:
         raise ScheduleError(
-            f'the schedule states "num_ranks": {data["num_ranks"]!r} and has {read.num_ranks} rows; make them agree'
+            f'the schedule states "num_ranks": {reprlib.repr(data["num_ranks"])} and has {read.num_ranks} rows; '
+            "make them agree"
         )
     return Schedule(
         rows=read.rows,
@@ -125,13 +133,15 @@ def _is_rows(value: object) -> bool:
 def _count(data: dict[str, Any], key: str) -> int:
     value = data.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ScheduleError(f'a schedule in JSON needs "{key}", a whole number of at least 1; it has {value!r}')
+        raise ScheduleError(
+            f'a schedule in JSON needs "{key}", a whole number of at least 1; it has {reprlib.repr(value)}'
+        )
     return value
 
 
 def _mode(value: object) -> Any:
     if value not in ("train", "forward"):
-        raise ScheduleError(f"the schedule has mode {value!r}; a mode is 'train' or 'forward'")
+        raise ScheduleError(f"the schedule has mode {reprlib.repr(value)}; a mode is 'train' or 'forward'")
     return value
 
 
@@ -153,8 +163,8 @@ def read_schedule(path: str | os.PathLike[str]) -> Schedule:
     if reader is None:
         raise ScheduleError(f"{path} ends in {path.suffix!r}; a schedule is read from .json, .csv or .txt")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         raise ScheduleError(f"{path} cannot be read as a schedule: {error}") from None
     try:
         return reader(text, path.stem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Literal
 
 from counterflow.errors import ScheduleError
@@ -97,7 +98,7 @@ class Schedule:
     @property
     def twins(self) -> dict[int, tuple[int, ...]]:
         """For each stage with more than one copy, the ranks that hold one."""
-        holders = {stage: self.ranks_of(stage) for stage in range(self.num_stages)}
+        holders = {stage: self.ranks_of(stage) for stage in sorted({*chain.from_iterable(self._stages)})}
         return {stage: ranks for stage, ranks in holders.items() if len(ranks) > 1}
 
     def forward_only(self) -> Schedule:

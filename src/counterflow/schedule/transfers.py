@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from counterflow.errors import ScheduleError
 from counterflow.schedule.action import Action, Kind
@@ -26,8 +26,7 @@ from counterflow.schedule.schedule import Schedule
 Payload = Literal["activation", "gradient"]
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(NamedTuple):
     """One message: what ``stage`` produced for ``microbatch`` goes from rank ``source`` to ``target``.
 
     An activation goes to the next stage, a gradient to the one before.
@@ -123,8 +122,7 @@ def lower(schedule: Schedule) -> Transfers:
     return Transfers(schedule, tuple(_program(rank, row, moves) for rank, row in enumerate(schedule.rows)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Move:
+class _Move(NamedTuple):
     """A transfer with its place in both rows: produced after action ``sent``, needed before ``used``."""
 
     transfer: Transfer
@@ -192,9 +190,9 @@ def _program(rank: int, row: tuple[Action, ...], moves: dict[tuple[int, int], li
                 arrivals[move.used].append(move.transfer)
     program: list[Instruction] = []
     for slot in range(len(row) + 1):
-        if batch := (*sends[slot], *receives[slot]):
+        if batch := (*sends.get(slot, ()), *receives.get(slot, ())):
             program.append(Post(batch))
-        program += [Wait(transfer) for transfer in (*arrivals[slot], *releases[slot])]
+        program += map(Wait, (*arrivals.get(slot, ()), *releases.get(slot, ())))
         if slot < len(row):
             program.append(Run(row[slot]))
     return tuple(program)

@@ -98,10 +98,11 @@ def compare(
 def _with_stages(name: str, num_stages: int, num_microbatches: int) -> Schedule:
     if name != "dualpipev":
         return generate(name, num_stages, num_microbatches)
-    if num_stages % 2:
+    if num_stages % 2 or num_stages < 2:
+        nearest = f"values are {num_stages - 1} and {num_stages + 1}" if num_stages > 2 else "value is 2"
         raise ScheduleError(
             f"dualpipev got {num_stages} stages; it holds two on every rank and needs an even number: "
-            f"the nearest legal values are {num_stages - 1} and {num_stages + 1}"
+            f"the nearest legal {nearest}"
         )
     return generate(name, num_stages // 2, num_microbatches)
 
@@ -125,17 +126,17 @@ def _row(schedule: Schedule, costs: Costs) -> Row:
 
 
 def bubble_formula_ns(schedule: Schedule, costs: Costs) -> int | None:
-    """The published closed form for ``schedule``; None where stages differ, for which none was published."""
-    if not costs.uniform():
+    """The published closed form for ``schedule``; None where stages differ or it runs forward only."""
+    if not costs.uniform() or schedule.mode == "forward":
         return None
-    forward, backward, weight = (costs.duration_ns(Action(kind, 0, 0)) for kind in (Kind.F, Kind.B, Kind.W))
-    overlapped = costs.duration_ns(Action.overlap(Action(Kind.F, 0, 0), Action(Kind.B, 0, 1)))
-    stages = schedule.num_stages
+    ns, stages = costs.duration_ns, schedule.num_stages
+    forward, backward, weight = (Action(kind, 0, 0) for kind in (Kind.F, Kind.B, Kind.W))
     match schedule.name:
         case "gpipe" | "1f1b":
-            return (stages - 1) * (forward + backward)
+            return (stages - 1) * (ns(forward) + ns(backward))
         case "zb1p":
-            return (stages - 1) * (forward + backward - 2 * weight)
+            return (stages - 1) * (ns(forward) + ns(backward) - 2 * ns(weight))
         case "dualpipe" | "dualpipev":
-            return (stages // 2 - 1) * (overlapped + backward - 3 * weight)
+            overlapped = Action.overlap(forward, Action(Kind.B, 0, 1))
+            return (stages // 2 - 1) * (ns(overlapped) + ns(backward) - 3 * ns(weight))
     return None

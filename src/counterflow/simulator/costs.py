@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import reprlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -18,6 +18,8 @@ from counterflow.schedule import Action, Kind, Transfer
 from counterflow.timeline import COMPUTE, Timeline
 
 FORMAT = 1
+_LARGEST = 1e18  # what is computed from such numbers stays finite
+_SLOWEST_GB_PER_S = 1e-9  # a byte a second
 PerStage = float | tuple[float | None, ...] | None
 """One number for all stages, or one for each; None where it was not given."""
 
@@ -62,14 +64,22 @@ class Costs:
                 object.__setattr__(self, f"{name}_us", value)
         for field in fields(self):
             object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name)))
+        for name in ("latency_us", "bandwidth_gb_per_s"):
+            if isinstance(getattr(self, name), tuple):
+                raise SimulatorError(f"{name} got a list; it needs one number, which all channels share")
+        if self.latency_us is None:
+            raise SimulatorError("latency_us got None; give 0 for a wire without latency")
         lengths = {len(value) for value in vars(self).values() if isinstance(value, tuple)}
         if len(lengths) > 1:
             raise SimulatorError(
                 f"costs got lists of {' and '.join(map(str, sorted(lengths)))} stages; "
                 "give every list one number for each stage"
             )
-        if self.bandwidth_gb_per_s == 0:
-            raise SimulatorError("costs got a bandwidth of 0 GB/s; give a positive one, or none for no limit")
+        if self.bandwidth_gb_per_s is not None and self.bandwidth_gb_per_s < _SLOWEST_GB_PER_S:
+            raise SimulatorError(
+                f"costs got a bandwidth of {self.bandwidth_gb_per_s} GB/s; give at least {_SLOWEST_GB_PER_S}, "
+                "or none for no limit"
+            )
 
     def duration_ns(self, action: Action) -> int:
         """How long ``action`` computes.
@@ -193,9 +203,10 @@ def _checked(name: str, value: object) -> PerStage:
 def _number(name: str, value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
         raise SimulatorError(
-            f"{name} got {value!r}; it needs a finite number of at least 0, or a list with one for each stage"
+            f"{name} got {reprlib.repr(value)}; it needs a number from 0 to {_LARGEST:g}, "
+            "or a list with one for each stage"
         )
     return value
 
@@ -213,7 +224,7 @@ def read_costs(path: str | os.PathLike[str]) -> Costs:
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SimulatorError(f"{path} cannot be read as costs: {error}") from None
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         raise SimulatorError(f'{path} is no costs.json: it needs an object with "format": {FORMAT}')

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Iterator
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,19 @@ from counterflow.files import write_text
 from counterflow.timeline.timeline import Span, Timeline
 
 FORMAT = 1
-_LONGEST_NS = 2**52  # beyond it (52 days) microseconds in a double no longer tell nanoseconds apart
+_LONGEST_NS = 2**42 * 1000  # beyond it (50 days) microseconds in a double no longer tell nanoseconds apart
 
 
 def to_chrome(timeline: Timeline) -> dict[str, Any]:
     """The trace as plain data.
 
     Raises:
-        TimelineError: the timeline is longer than 52 days.
+        TimelineError: the timeline is longer than 50 days.
     """
     if timeline.makespan_ns > _LONGEST_NS:
         raise TimelineError(
             f"the timeline is {timeline.makespan_ns} ns long; a Chrome trace keeps nanoseconds up to {_LONGEST_NS} ns "
-            "(52 days): split it"
+            "(50 days): split it"
         )
     base = int(timeline.start_ns.min()) if len(timeline) else 0
     return {
@@ -71,24 +73,40 @@ def from_chrome(data: object) -> Timeline:
     events = data.get("traceEvents") if isinstance(data, dict) else None
     if not isinstance(data, dict) or not isinstance(events, list):
         raise TimelineError('this is no Chrome trace: it needs an object with a list "traceEvents"')
+    if data.get("format", FORMAT) != FORMAT:
+        raise TimelineError(f"the trace has format {reprlib.repr(data['format'])}; this version reads format {FORMAT}")
     base = data.get("baseTimeNanoseconds", 0)
+    if not isinstance(base, int):
+        raise TimelineError(f"the trace has baseTimeNanoseconds {reprlib.repr(base)}; it needs a whole number")
     lanes: dict[tuple[int, int], str] = {}
     spans = []
-    for index, event in enumerate(events):
+    for position, event in enumerate(events):
         try:
             if event["ph"] == "M" and event["name"] == "thread_name":
-                lanes[event["pid"], event["tid"]] = str(event["args"]["name"])
+                lanes[event["pid"], event["tid"]] = _text(event["args"]["name"])
             elif event["ph"] == "X":
-                start = base + round(event["ts"] * 1000)
-                end = start + round(event["dur"] * 1000)
+                start = base + _ns(event["ts"])
+                end = start + _ns(event["dur"])
                 lane = lanes[event["pid"], event["tid"]]
-                spans.append(Span(int(event["pid"]), str(event["name"]), start, end, lane))
+                spans.append(Span(index(event["pid"]), _text(event["name"]), start, end, lane))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise TimelineError(
-                f"event {index} of the trace is not one that counterflow writes ({type(error).__name__}: {error}); "
+                f"event {position} of the trace is not one that counterflow writes ({type(error).__name__}: {error}); "
                 'an "X" event has name, pid, tid, ts and dur, and its thread a name'
             ) from None
     return Timeline.from_spans(spans)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a name is text, not {type(value).__name__}")
+    return value
+
+
+def _ns(microseconds: object) -> int:
+    if not isinstance(microseconds, int | float):
+        raise TypeError(f"a time is a number, not {type(microseconds).__name__}")
+    return round(microseconds * 1000)
 
 
 def write_chrome(timeline: Timeline, path: str | os.PathLike[str]) -> None:
@@ -114,6 +132,9 @@ def read_chrome(path: str | os.PathLike[str]) -> Timeline:
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TimelineError(f"{path} cannot be read as a Chrome trace: {error}") from None
-    return from_chrome(data)
+    try:
+        return from_chrome(data)
+    except TimelineError as error:
+        raise TimelineError(f"{path}: {error}") from None

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from counterflow.errors import TimelineError
 from counterflow.timeline.intervals import Ns, covered_ns
 
 COMPUTE = "compute"
 """The lane on which a rank's actions stand."""
+
+_MOST_RANKS = 2**16
+_FURTHEST_NS = 2**62  # int64 holds the difference of any two such times
 
 
 class Span(NamedTuple):
@@ -59,10 +63,15 @@ class Timeline:
         """The timeline of these spans, in any order.
 
         Raises:
-            TimelineError: a span that ends before it starts, or a negative rank.
+            TimelineError: a span that ends before it starts, a negative rank, or numbers that no pipeline has.
         """
         rows = sorted(spans, key=lambda span: (span.rank, span.lane, span.start_ns, span.end_ns, span.name))
         for span in rows:
+            if span.rank >= _MOST_RANKS or max(abs(span.start_ns), abs(span.end_ns)) >= _FURTHEST_NS:
+                raise TimelineError(
+                    f"span {span.name!r} lies beyond rank {_MOST_RANKS - 1} or more than 146 years from its origin; "
+                    "correct its rank and times (nanoseconds)"
+                )
             if span.end_ns < span.start_ns or span.rank < 0:
                 raise TimelineError(
                     f"span {span.name!r} of rank {span.rank} runs from {span.start_ns} to {span.end_ns} ns; "
@@ -115,7 +124,7 @@ class Timeline:
 
     def busy_ns(self, lane: str = COMPUTE) -> Ns:
         """For each rank the time in which something ran on ``lane``, shape [ranks]."""
-        on_lane = self.lane == (self.lanes.index(lane) if lane in self.lanes else -1)
+        on_lane = self._on(lane)
         busy = np.zeros(self.num_ranks, dtype=np.int64)
         for rank in range(self.num_ranks):
             rows = on_lane & (self.rank == rank)
@@ -127,7 +136,13 @@ class Timeline:
 
         Counted from the first action of the step to the last, of whichever rank.
         """
-        return self.makespan_ns - self.busy_ns()
+        actions = self._on(COMPUTE)
+        step_ns = self.end_ns[actions].max() - self.start_ns[actions].min() if actions.any() else 0
+        return step_ns - self.busy_ns()
+
+    def _on(self, lane: str) -> npt.NDArray[np.bool_]:
+        on_lane: npt.NDArray[np.bool_] = self.lane == (self.lanes.index(lane) if lane in self.lanes else -1)
+        return on_lane
 
 
 def _column(values: Iterable[int]) -> Ns:

@@ -1,0 +1,268 @@
+"""What defines each schedule, over all small sizes; which sizes it exists for."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from counterflow import Action, Schedule, check, dualpipe, dualpipev, gpipe, one_f_one_b, zb1p
+from counterflow.errors import ScheduleError
+from counterflow.schedule import GENERATORS, Kind, generate
+from counterflow.simulator import peak_activations
+from strategies import legal_sizes
+
+STRAIGHT = {"gpipe": gpipe, "1f1b": one_f_one_b, "zb1p": zb1p}
+SIZES = [(num_ranks, num_microbatches) for num_ranks in range(1, 9) for num_microbatches in (1, 2, 3, 7, 8, 20)]
+DUALPIPE_SIZES = [(num_ranks, 2 * num_ranks + more) for num_ranks in (2, 4, 6, 8) for more in (0, 2, 4, 14)]
+DUALPIPEV_SIZES = [(num_ranks, 2 * num_ranks + more) for num_ranks in range(1, 9) for more in (0, 1, 2, 7)]
+
+
+def parts(schedule: Schedule) -> list[Action]:
+    return [part for row in schedule.rows for action in row for part in action.parts]
+
+
+def renamed(row: tuple[Action, ...], microbatch: Callable[[int], int]) -> list[Action]:
+    """The row with every micro-batch called otherwise."""
+
+    def rename(action: Action) -> Action:
+        if action.pair is not None:
+            return Action.overlap(*map(rename, action.pair))
+        return Action(action.kind, action.stage, microbatch(action.microbatch))
+
+    return list(map(rename, row))
+
+
+# --- all of them --------------------------------------------------------------------------------------------
+
+
+def sizes_of(name: str) -> list[tuple[int, int]]:
+    return [size for generator, *size in legal_sizes(most_ranks=8, most_microbatches=18) if generator == name]
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_every_generated_schedule_is_complete_and_runs(name: str) -> None:
+    for num_ranks, num_microbatches in sizes_of(name):
+        schedule = generate(name, num_ranks, num_microbatches)
+        assert (schedule.name, schedule.mode) == (name, "train")
+        assert (schedule.num_ranks, schedule.num_microbatches) == (num_ranks, num_microbatches)
+        assert schedule.num_stages == (2 * num_ranks if name == "dualpipev" else num_ranks)
+        assert len(set(parts(schedule))) == len(parts(schedule))
+        of_kind = Counter(part.kind for part in parts(schedule))
+        assert of_kind[Kind.F] == schedule.num_stages * num_microbatches
+        assert of_kind[Kind.F] == of_kind[Kind.B] + of_kind[Kind.I]
+        assert of_kind[Kind.I] == of_kind[Kind.W]
+        check(schedule)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_microbatches_of_one_direction_go_through_a_stage_in_order(name: str) -> None:
+    for size in sizes_of(name):
+        for row in generate(name, *size).rows:
+            order: dict[tuple[int, bool, bool], list[int]] = {}
+            for part in (part for action in row for part in action.parts):
+                way = part.stage, part.kind.sends_gradient, part.kind is Kind.W
+                order.setdefault(way, []).append(part.microbatch)
+            assert all(microbatches == sorted(microbatches) for microbatches in order.values())
+
+
+# --- straight pipelines -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_in_a_straight_pipeline_a_rank_holds_the_stage_of_its_number(name: str) -> None:
+    for size in SIZES:
+        schedule = STRAIGHT[name](*size)
+        assert [schedule.stages_of(rank) for rank in range(schedule.num_ranks)] == [
+            (rank,) for rank in range(schedule.num_ranks)
+        ]
+
+
+@pytest.mark.parametrize(("num_ranks", "num_microbatches"), SIZES)
+def test_gpipe_runs_all_forwards_first(num_ranks: int, num_microbatches: int) -> None:
+    for row in gpipe(num_ranks, num_microbatches).rows:
+        assert "".join(action.kind for action in row) == "F" * num_microbatches + "B" * num_microbatches
+
+
+@pytest.mark.parametrize(("num_ranks", "num_microbatches"), SIZES)
+def test_1f1b_alternates_and_holds_no_more_than_the_ranks_below_need(num_ranks: int, num_microbatches: int) -> None:
+    schedule = one_f_one_b(num_ranks, num_microbatches)
+    assert peak_activations(schedule) == [min(num_ranks - rank, num_microbatches) for rank in range(num_ranks)]
+    for rank, row in enumerate(schedule.rows):
+        kinds = "".join(action.kind for action in row)
+        assert re.fullmatch("F*(FB)*B*", kinds)
+        assert kinds.index("B") == min(num_ranks - rank, num_microbatches)
+
+
+@pytest.mark.parametrize(("num_ranks", "num_microbatches"), SIZES)
+def test_zb1p_is_1f1b_with_its_backwards_cut_and_delayed(num_ranks: int, num_microbatches: int) -> None:
+    cut, whole = zb1p(num_ranks, num_microbatches), one_f_one_b(num_ranks, num_microbatches)
+    for rank in range(num_ranks):
+        without_weights = [action for action in cut.rows[rank] if action.kind is not Kind.W]
+        assert [str(action).replace("I", "B") for action in without_weights] == list(map(str, whole.rows[rank]))
+        inputs_done = 0
+        for action in cut.rows[rank]:
+            inputs_done += action.kind is Kind.I
+            if action.kind is Kind.W:
+                assert inputs_done == min(action.microbatch + rank + 1, num_microbatches)
+
+
+@pytest.mark.parametrize(("num_ranks", "num_microbatches"), SIZES)
+def test_zb1p_holds_as_much_on_every_rank_as_1f1b_on_its_first(num_ranks: int, num_microbatches: int) -> None:
+    assert peak_activations(zb1p(num_ranks, num_microbatches)) == [min(num_ranks, num_microbatches)] * num_ranks
+
+
+# --- DualPipe -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_ranks", "num_microbatches"), DUALPIPE_SIZES)
+def test_dualpipe_is_its_own_mirror_image(num_ranks: int, num_microbatches: int) -> None:
+    schedule, half = dualpipe(num_ranks, num_microbatches), num_microbatches // 2
+    for rank, row in enumerate(schedule.rows):
+        mirrored = renamed(row, lambda microbatch: (microbatch + half) % num_microbatches)
+        assert list(schedule.rows[num_ranks - 1 - rank]) == mirrored
+
+
+@pytest.mark.parametrize(("num_ranks", "num_microbatches"), DUALPIPE_SIZES)
+def test_half_of_the_microbatches_enter_at_each_end(num_ranks: int, num_microbatches: int) -> None:
+    schedule = dualpipe(num_ranks, num_microbatches)
+    for rank, row in enumerate(schedule.rows):
+        for part in (part for action in row for part in action.parts):
+            assert part.stage == (rank if part.microbatch < num_microbatches // 2 else num_ranks - 1 - rank)
+
+
+@pytest.mark.parametrize(("num_ranks", "num_microbatches"), DUALPIPEV_SIZES)
+def test_dualpipev_is_the_first_half_of_a_dualpipe_twice_as_large(num_ranks: int, num_microbatches: int) -> None:
+    folded, whole = dualpipev(num_ranks, num_microbatches), dualpipe(2 * num_ranks, 2 * num_microbatches)
+    for rank in range(num_ranks):
+        assert list(folded.rows[rank]) == renamed(whole.rows[rank], lambda microbatch: microbatch % num_microbatches)
+
+
+def cut_backwards(row: tuple[Action, ...]) -> tuple[int, int]:
+    """How many backwards a row cuts in two, and how many W stand behind its last I."""
+    kinds = "".join(action.kind if action.pair is None else "&" for action in row)
+    assert kinds.count("I") == kinds.count("W")
+    return kinds.count("I"), kinds[kinds.rindex("I") :].count("W")
+
+
+@pytest.mark.parametrize("num_microbatches", [16, 20, 40])
+def test_how_often_dualpipe_cuts_its_backwards(num_microbatches: int) -> None:
+    cuts, left_over = zip(*map(cut_backwards, dualpipe(8, num_microbatches).rows), strict=True)
+    assert cuts == (7, 6, 5, 4, 4, 5, 6, 7)
+    assert left_over == (1, 2, 3, 4, 4, 3, 2, 1)
+
+
+@pytest.mark.parametrize(("num_ranks", "num_microbatches"), DUALPIPE_SIZES)
+def test_only_the_middle_ranks_run_their_first_pair_apart(num_ranks: int, num_microbatches: int) -> None:
+    middle = {num_ranks // 2 - 1, num_ranks // 2}
+    for rank, row in enumerate(dualpipe(num_ranks, num_microbatches).rows):
+        backwards = [action for action in row if any(part.kind is Kind.B for part in action.parts)]
+        assert (backwards[0].kind is Kind.B) == (rank in middle)
+        if rank in middle:
+            before = row[row.index(backwards[0]) - 1]
+            assert before.kind is Kind.F
+            assert before.stage != backwards[0].stage
+
+
+@pytest.mark.parametrize(("num_ranks", "num_microbatches"), DUALPIPE_SIZES)
+def test_dualpipe_holds_one_activation_more_than_it_has_ranks(num_ranks: int, num_microbatches: int) -> None:
+    assert peak_activations(dualpipe(num_ranks, num_microbatches)) == [num_ranks + 1] * num_ranks
+
+
+@pytest.mark.parametrize(("num_ranks", "num_microbatches"), DUALPIPEV_SIZES)
+def test_dualpipev_holds_one_activation_more_than_it_has_stages(num_ranks: int, num_microbatches: int) -> None:
+    assert peak_activations(dualpipev(num_ranks, num_microbatches)) == [2 * num_ranks + 1] * num_ranks
+
+
+@pytest.mark.parametrize("schedule", [dualpipe(8, 20), dualpipev(4, 10)], ids=["dualpipe", "dualpipev"])
+def test_weights_wait_first_in_first_out(schedule: Schedule) -> None:
+    for row in schedule.rows:
+        inputs, weights = (
+            [(action.stage, action.microbatch) for action in row if action.kind is kind] for kind in (Kind.I, Kind.W)
+        )
+        assert inputs == weights
+
+
+# --- which sizes exist --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "num_ranks", "num_microbatches", "message"),
+    [
+        ("gpipe", 0, 4, "gpipe got 0 ranks; it needs at least 1: the nearest legal value is 1"),
+        ("gpipe", 4, 0, "gpipe got 0 micro-batches on 4 ranks; it needs at least 1: the nearest legal value is 1"),
+        ("1f1b", -3, 4, "1f1b got -3 ranks; it needs at least 1: the nearest legal value is 1"),
+        ("1f1b", 4, -1, "1f1b got -1 micro-batches on 4 ranks; it needs at least 1: the nearest legal value is 1"),
+        ("zb1p", 0, 0, "zb1p got 0 ranks; it needs at least 1: the nearest legal value is 1"),
+        ("zb1p", 2, 0, "zb1p got 0 micro-batches on 2 ranks; it needs at least 1: the nearest legal value is 1"),
+        (
+            "dualpipe",
+            7,
+            20,
+            "dualpipe got 7 ranks; it needs an even number of at least 2: the nearest legal values are 6 and 8",
+        ),
+        (
+            "dualpipe",
+            1,
+            20,
+            "dualpipe got 1 ranks; it needs an even number of at least 2: the nearest legal value is 2",
+        ),
+        (
+            "dualpipe",
+            0,
+            20,
+            "dualpipe got 0 ranks; it needs an even number of at least 2: the nearest legal value is 2",
+        ),
+        (
+            "dualpipe",
+            8,
+            21,
+            "dualpipe got 21 micro-batches on 8 ranks; it needs an even number of at least 16: "
+            "the nearest legal values are 20 and 22",
+        ),
+        (
+            "dualpipe",
+            8,
+            15,
+            "dualpipe got 15 micro-batches on 8 ranks; it needs an even number of at least 16: "
+            "the nearest legal value is 16",
+        ),
+        ("dualpipev", 0, 4, "dualpipev got 0 ranks; it needs at least 1: the nearest legal value is 1"),
+        (
+            "dualpipev",
+            4,
+            7,
+            "dualpipev got 7 micro-batches on 4 ranks; it needs at least 8: the nearest legal value is 8",
+        ),
+    ],
+)
+def test_an_illegal_size_is_told_with_the_nearest_legal_ones(
+    name: str, num_ranks: int, num_microbatches: int, message: str
+) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        generate(name, num_ranks, num_microbatches)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_generator_refuses_exactly_the_illegal_sizes_and_names_legal_ones(name: str) -> None:
+    legal = set(legal_sizes(most_ranks=9, most_microbatches=19))
+    for num_ranks in range(-2, 10):
+        for num_microbatches in range(-2, 20):
+            try:
+                generate(name, num_ranks, num_microbatches)
+            except ScheduleError as error:
+                assert (name, num_ranks, num_microbatches) not in legal
+                told, nearest = str(error).split(": the nearest legal value")
+                for value in map(int, re.findall(r"\d+", nearest)):
+                    size = (num_ranks, value) if "micro-batches" in told else (value, 40)
+                    generate(name, *size)
+            else:
+                assert (name, num_ranks, num_microbatches) in legal
+
+
+def test_an_unknown_schedule_is_told_with_the_known_ones() -> None:
+    with pytest.raises(ScheduleError) as caught:
+        generate("dualpype", 4, 8)
+    known = ", ".join(GENERATORS)
+    assert str(caught.value) == f"'dualpype' is no schedule; the known ones are {known}"
