@@ -2,7 +2,7 @@
 
 from counterflow.runtime.clock import VirtualClock
 from counterflow.runtime.executor import StepResult
-from counterflow.runtime.launch import LaunchError, launch
+from counterflow.runtime.launch import launch
 from counterflow.runtime.pipeline import Pipeline
 
-__all__ = ["LaunchError", "Pipeline", "StepResult", "VirtualClock", "launch"]
+__all__ = ["Pipeline", "StepResult", "VirtualClock", "launch"]

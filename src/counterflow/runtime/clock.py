@@ -14,6 +14,9 @@ from counterflow.schedule import Action, Transfer
 class Clock(Protocol):
     """What the executor tells a clock, and asks of it."""
 
+    def begin(self) -> None:
+        """A step begins, on all ranks of this process at once."""
+
     def mark(self, rank: int) -> Mark:
         """The present moment of ``rank``."""
 
@@ -35,6 +38,9 @@ Mark = int | torch.cuda.Event
 
 class WallClock:
     """Real time: the host's monotonic clock, which all processes of a machine share."""
+
+    def begin(self) -> None:
+        """Real time has begun already."""
 
     def mark(self, rank: int) -> Mark:
         """Now."""
@@ -58,12 +64,14 @@ class CudaClock(WallClock):
     """The GPU's time: events on the current stream, for launches return long before the work is done."""
 
     def __init__(self) -> None:
-        self._origin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self._origin.record()
-        self._origin.synchronize()
-        self._origin_ns = time.perf_counter_ns()
+        self.begin()
 
-    def mark(self, rank: int) -> Mark:
+    def begin(self) -> None:
+        """Times count from an event of this step: between two events far apart a float of milliseconds is coarse."""
+        self._origin = self.mark(0)
+        self._origin_ns: int | None = None
+
+    def mark(self, rank: int) -> torch.cuda.Event:
         """An event behind all that was launched so far."""
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
@@ -72,6 +80,10 @@ class CudaClock(WallClock):
     def read_ns(self, marks: list[Mark]) -> list[int]:
         """Waits for the GPU, then reads its events."""
         torch.cuda.synchronize()
+        if self._origin_ns is None:
+            now = self.mark(0)
+            now.synchronize()
+            self._origin_ns = time.perf_counter_ns() - round(self._origin.elapsed_time(now) * 1e6)
         return [
             self._origin_ns + round(self._origin.elapsed_time(mark) * 1e6)
             for mark in marks
@@ -95,11 +107,15 @@ class VirtualClock:
     """Every rank has a time of its own, moved on by its actions and by what it waits for.
 
     The work is done for real, only its duration is made up. A transfer leaves when both sides have posted it
-    and its channel is free.
+    and its channel is free. Every step begins at 0, with nothing under way.
     """
 
     def __init__(self, prices: Prices) -> None:
         self._prices = prices
+        self.begin()
+
+    def begin(self) -> None:
+        """Back to 0."""
         self._now = defaultdict[int, int](int)
         self._channels = defaultdict[tuple[int, int], _VirtualChannel](_VirtualChannel)
 

@@ -18,7 +18,7 @@ from torch.profiler import record_function
 from counterflow.errors import PipelineError
 from counterflow.runtime.clock import Clock, Mark
 from counterflow.runtime.heartbeat import Watch
-from counterflow.runtime.stage import LossFn, Stage
+from counterflow.runtime.stage import LossFn, Stage, describe, is_scalar
 from counterflow.runtime.transport import Handle, Lane, Message, Transport
 from counterflow.runtime.wire import Leaf, Structure, take_apart
 from counterflow.schedule import Action, Kind, Payload, Post, Run, Transfer, Transfers, Wait
@@ -171,6 +171,10 @@ class Executor:
         loss = output if self._loss_fn is None else self._loss_fn(output, self._batch.targets.get(m))
         if self._train:
             stage.loss(m, loss)
+        elif not is_scalar(loss):
+            if self._loss_fn is None:
+                return  # it returned its output, which can be asked for
+            raise PipelineError(f"the loss of micro-batch {m} is {describe(loss)}; return a scalar tensor from loss_fn")
         self._result.losses[m] = loss.detach()
 
     def _hand_up(self, stage: int, m: int, output: Any) -> None:
@@ -180,7 +184,7 @@ class Executor:
         if structure != known:
             raise PipelineError(
                 f"stage {stage} passed on {structure} for micro-batch {m}, and {known} before; what a stage passes "
-                "on may change only with the shapes of the pipeline's inputs"
+                "on may change only with the shapes of the pipeline's inputs or with the parameters that are frozen"
             )
         if (stage, m) in self._stays:
             self._activations[stage, m] = _as_input(structure, [tensor.detach() for tensor in tensors])

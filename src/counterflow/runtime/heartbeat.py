@@ -82,13 +82,14 @@ class Heartbeat:
         self._thread.start()
 
     @classmethod
-    def from_environment(cls, rank: int, watch: Watch) -> Heartbeat | None:
-        """The heartbeat of a rank that ``launch`` started; None where there is no such launcher."""
+    def from_environment(cls, watch: Watch) -> Heartbeat | None:
+        """The heartbeat of a process that ``launch`` started; None where there is no such launcher."""
         address = os.environ.get(STORE_VARIABLE)
         if address is None:
             return None
         host, _, port = address.rpartition(":")
-        return cls(rank, watch, host, int(port))
+        # The launcher's number for this process, which in a pipeline over a subgroup is not the pipeline's.
+        return cls(int(os.environ["RANK"]), watch, host, int(port))
 
     def tell(self) -> None:
         """Tell it now."""

@@ -21,16 +21,12 @@ from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from counterflow.errors import PipelineError
+from counterflow.errors import LaunchError
 from counterflow.runtime.heartbeat import INTERVAL_S, STORE_VARIABLE, Beat, beat_key
 
 _POLL_S = 0.05
 _GRACE_S = 1.0
 """After the first failure the others get this long to say what they waited for."""
-
-
-class LaunchError(PipelineError):
-    """A rank died or stalled; the message says which one, at what, and what the others were doing."""
 
 
 @dataclass
@@ -131,7 +127,8 @@ def launch(
         LaunchError: naming the rank that failed first, its last action, and what the others waited for.
 
     Example:
-        >>>         >>> from counterflow.runtime import launch
+        >>> import sys
+        >>> from counterflow.runtime import launch
         >>> launch([sys.executable, "-c", "import os; assert os.environ['WORLD_SIZE'] == '2'"], 2)
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

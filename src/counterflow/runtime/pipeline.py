@@ -28,6 +28,9 @@ from counterflow.timeline import Span, Timeline
 Microbatches = Sequence[Any] | Mapping[int, Any] | None
 BUCKET_BYTES = 25 << 20
 
+_CALLS = ("Pipeline", "step", "evaluate", "gather_timeline")
+"""What all ranks have to call together."""
+
 
 class Pipeline:
     """One rank of a pipeline: the stages that ``schedule`` gives to it, trained step by step.
@@ -39,8 +42,9 @@ class Pipeline:
     divide in ``loss_fn`` for their mean. Copies of a stage (DualPipe's twins) start as the first holder's.
 
     ``group`` is the process group of the pipeline, rank for rank; by default the world. ``weight_split`` says how I
-    and W are cut: "linear" at ``F.linear``, "graph" by torch's walk over the autograd graph. Twins exchange gradients
-    in buckets of ``bucket_bytes``. A wait for a peer fails after ``timeout_s``.
+    and W are cut: "linear" at ``F.linear``, "graph" by a walk over the autograd graph. Twins exchange gradients
+    in buckets of ``bucket_bytes``. A wait for a peer fails after ``timeout_s``. ``transport`` carries the messages; a
+    subclass can delay or count them.
 
     Raises:
         ScheduleError: the schedule would not run.
@@ -70,6 +74,7 @@ class Pipeline:
         weight_split: str = "linear",
         bucket_bytes: int = BUCKET_BYTES,
         timeout_s: float = 300.0,
+        transport: type[ProcessGroupTransport] = ProcessGroupTransport,
     ) -> None:
         if not dist.is_initialized():
             raise PipelineError(
@@ -82,9 +87,9 @@ class Pipeline:
                 f"the process group has {num_ranks} ranks and the schedule {schedule.num_ranks}; make one for the other"
             )
         self._lower(schedule)
-        transport = ProcessGroupTransport(group, _pairs(self._transfers["train"]), timeout_s)
-        self._man({rank: stages}, loss_fn, transport, None, weight_split, bucket_bytes)
-        self._meet(OneRank(transport))
+        carrier = transport(group, _pairs(self._transfers["train"]), timeout_s)
+        self._man({rank: stages}, loss_fn, carrier, None, weight_split, bucket_bytes)
+        self._meet(OneRank(carrier))
 
     @classmethod
     def in_process(
@@ -130,7 +135,7 @@ class Pipeline:
         """Set up the ranks of this process; each has an executor for each mode, over the same stages."""
         if weight_split not in SPLITS:
             raise PipelineError(f"weight_split is {weight_split!r}; it can be {' or '.join(map(repr, SPLITS))}")
-        self._loss_fn, self.stages = loss_fn, stages
+        self._loss_fn, self.stages, self._transport = loss_fn, stages, transport
         self._executors: dict[str, dict[int, Executor]] = {mode: {} for mode in self._transfers}
         self._twins: dict[int, Twins] = {}
         self._watches: dict[int, Watch] = {}
@@ -146,6 +151,8 @@ class Pipeline:
                     rank, transfers, wrapped, loss_fn, transport, clock, device, watch
                 )
             self._twins[rank] = Twins(rank, modules, self.schedule.twins, transport, bucket_bytes)
+        assert clock is not None, "a schedule has ranks"
+        self._clock = clock
 
     def _meet(self, driver: Driver) -> None:
         """All ranks come together, see that they have one schedule, and make the twins equal."""
@@ -154,11 +161,10 @@ class Pipeline:
         self._seen: dict[str, str] = {}
         self._broken: str | None = None
         rank, watch = next(iter(self._watches.items()))
-        self._heartbeat = Heartbeat.from_environment(rank, watch)
+        self._heartbeat = Heartbeat.from_environment(watch)
         digest = int.from_bytes(hashlib.sha256(to_csv(self.schedule).encode()).digest()[:7])
-        watch.waiting("the other ranks to build their pipelines")
         with self._falling_together():
-            for other, (theirs,) in enumerate(driver.meet([digest], "the construction of the pipeline")):
+            for other, theirs in enumerate(self._come_together("Pipeline", digest)):
                 if theirs != digest:
                     raise PipelineError(f"rank {other} has another schedule than rank {rank}; give all ranks the same")
             driver.drive({rank: twins.align() for rank, twins in self._twins.items()})
@@ -230,7 +236,10 @@ class Pipeline:
         # All ranks gather lists of one length: as long as the longest row's.
         padded = own + [0] * (2 * max(map(len, rows)) - len(own))
         with self._falling_together():
+            self._come_together("gather_timeline", 0)
             every = self._driver.meet(padded, "gather_timeline")
+        for watch in self._watches.values():
+            watch.between_steps()
         return Timeline.from_spans(
             Span(rank, str(action), times[2 * step], times[2 * step + 1])
             for rank, (row, times) in enumerate(zip(rows, every, strict=True))
@@ -238,12 +247,12 @@ class Pipeline:
         )
 
     def deferred_weights(self) -> dict[int, float]:
-        """For each stage of this process that has done a W, the share of its parameters whose gradients waited."""
-        shares = {}
-        for executors in self._executors["train"].values():
-            for index, stage in executors.stages.items():
-                if stage.deferred:
-                    sizes = {id(parameter): parameter.numel() for parameter in stage.module.parameters()}
+        """For each stage of this process that has done a W, the share of its trainable parameters that waited."""
+        shares: dict[int, float] = {}
+        for executor in self._executors["train"].values():
+            for index, stage in executor.stages.items():
+                sizes = {id(parameter): parameter.numel() for parameter in stage.trainable()}
+                if stage.deferred is not None and any(sizes.values()):
                     shares[index] = sum(sizes.get(id_, 0) for id_ in stage.deferred) / sum(sizes.values())
         return shares
 
@@ -260,6 +269,7 @@ class Pipeline:
         with self._falling_together():
             batches = {rank: self._batch(rank, mode, inputs, targets, outputs) for rank in executors}
             learn, seen = self._agree(mode, batches)
+            self._clock.begin()
             runs = {rank: self._whole_step(rank, mode, batch, learn) for rank, batch in batches.items()}
             self._driver.drive(runs)
         self._seen[mode] = seen
@@ -280,20 +290,24 @@ class Pipeline:
         self._watches[rank].between_steps()
 
     def _agree(self, mode: str, batches: Mapping[int, Batch]) -> tuple[bool, str]:
-        """Whether any rank's inputs have other shapes than last time, so that all ranks learn them anew."""
-        seen = str([(m, take_apart(value)[0]) for batch in batches.values() for m, value in batch.inputs.items()])
+        """Whether what flows may differ from last time on any rank, so that all ranks learn it anew."""
+        inputs = [(m, take_apart(value)[0]) for batch in batches.values() for m, value in batch.inputs.items()]
+        seen = str((inputs, [parameter.requires_grad for parameter in self.parameters()]))
+        changed = self._come_together("step" if mode == "train" else "evaluate", int(seen != self._seen.get(mode)))
+        return any(changed), seen
+
+    def _come_together(self, call: str, number: int) -> list[int]:
+        """All ranks make the same call; the numbers that they bring to it."""
         for watch in self._watches.values():
-            watch.waiting("the other ranks to start a step")
-        modes = list(self._transfers)
-        said = [modes.index(mode), int(seen != self._seen.get(mode))]
-        every = self._driver.meet(said, f"the start of a step (mode {mode!r})")
+            watch.waiting(f"the other ranks to call {call}")
+        every = self._driver.meet([_CALLS.index(call), number], call)
         for rank, (theirs, _) in enumerate(every):
-            if theirs != said[0]:
+            if _CALLS[theirs] != call:
                 raise PipelineError(
-                    f"rank {rank} runs mode {modes[theirs]!r} while this one runs {mode!r}; all ranks call step, or "
-                    "all call evaluate"
+                    f"rank {rank} called {_CALLS[theirs]} while rank {next(iter(self._watches))} called {call}; all "
+                    "ranks make the same calls in the same order"
                 )
-        return any(changed for _, changed in every), seen
+        return [theirs for _, theirs in every]
 
     def _batch(self, rank: int, mode: str, inputs: Microbatches, targets: Microbatches, want_outputs: bool) -> Batch:
         """What this rank needs of the caller's inputs and targets."""
@@ -346,6 +360,10 @@ class Pipeline:
                 executor.forget()
         for twins in self._twins.values():
             twins.restore()
+        for watch in self._watches.values():
+            watch.between_steps()
+        if isinstance(self._transport, InProcessTransport):
+            self._transport.forget()
         self._seen.clear()
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Stage:
         self._split = split
         self._stored: dict[int, _Stored] = {}
         self._halved: dict[int, Split] = {}
-        self.deferred: set[int] = set()
+        self.deferred: set[int] | None = None
 
     def forward(self, microbatch: int, value: Any, *, halved: bool) -> Any:
         """F: the module's output. ``halved`` says that I and W will follow rather than B."""
@@ -56,9 +56,9 @@ class Stage:
         Raises:
             PipelineError: the loss is not a scalar tensor that depends on a parameter.
         """
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        if not is_scalar(loss) or not loss.requires_grad:
             raise PipelineError(
-                f"the loss of micro-batch {microbatch} is {_describe(loss)}; training needs a scalar tensor that "
+                f"the loss of micro-batch {microbatch} is {describe(loss)}; training needs a scalar tensor that "
                 "depends on the parameters: return one from loss_fn, or from the last stage if there is no loss_fn"
             )
         self._stored[microbatch].roots = [loss]
@@ -90,6 +90,10 @@ class Stage:
         split.backward_weight()
         self._remember(split.deferred())
 
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that collect gradients."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
     def forget(self) -> None:
         """Drop what a broken step left."""
         self._stored.clear()
@@ -102,14 +106,14 @@ class Stage:
         self._stored[microbatch] = _Stored(inputs, split.roots(outputs) if split else edges(outputs), split)
 
     def _remember(self, deferred: set[int]) -> None:
-        matrices = [parameter for parameter in self.module.parameters() if parameter.dim() > 1]
+        matrices = [parameter for parameter in self.trainable() if parameter.dim() > 1]
         if not self.deferred and not deferred and matrices:
             warnings.warn(
                 f"stage {self.index}: no weight gradient could be left for W, because none of its weights goes through "
                 'torch.nn.functional.linear; I does all the work: try weight_split="graph"',
                 stacklevel=2,
             )
-        self.deferred |= deferred
+        self.deferred = deferred | (self.deferred or set())
 
 
 def _gradients(inputs: list[Tensor]) -> list[Tensor]:
@@ -119,7 +123,13 @@ def _gradients(inputs: list[Tensor]) -> list[Tensor]:
     return grads
 
 
-def _describe(loss: object) -> str:
+def is_scalar(loss: object) -> TypeGuard[Tensor]:
+    """Whether a backward can start from ``loss``, as to its shape."""
+    return isinstance(loss, Tensor) and loss.numel() == 1
+
+
+def describe(loss: object) -> str:
+    """What it is, for an error."""
     if not isinstance(loss, Tensor):
         return f"a {type(loss).__name__}"
     return f"a tensor of shape {list(loss.shape)}{'' if loss.requires_grad else ' without gradient'}"

@@ -88,6 +88,11 @@ class InProcessTransport:
         """Start receiving."""
         return self._post(message, tensors, self._receives, self._sends)
 
+    def forget(self) -> None:
+        """Drop what is under way: of a message that only one side has posted the other half never comes."""
+        self._sends.clear()
+        self._receives.clear()
+
     def _post(
         self,
         message: Message,
@@ -136,7 +141,7 @@ class ProcessGroupTransport:
         assert world is not None, "the caller has seen to it that torch.distributed is initialised"
         self.group = group if group is not None else world
         self.rank, self.num_ranks = dist.get_rank(self.group), dist.get_world_size(self.group)
-        timeout = timedelta(seconds=timeout_s)
+        self._timeout = timeout = timedelta(seconds=timeout_s)
         gloo = dist.get_backend(self.group) == "gloo"
         # On NCCL a wait with a timeout blocks the host; there the group's own watchdog keeps the time.
         self._wait_timeout = timeout if gloo else None
@@ -190,12 +195,14 @@ class ProcessGroupTransport:
         every = [torch.empty_like(mine) for _ in range(self.num_ranks)]
         started = time.monotonic()
         try:
-            dist.all_gather(every, mine, group=self.control)
+            work = dist.all_gather(every, mine, group=self.control, async_op=True)
+            assert work is not None, "this rank is in the group"
+            work.wait(self._timeout)
         except RuntimeError as error:
             waited_s = time.monotonic() - started
             raise PeerError(
-                f"rank {self.rank} waited {waited_s:.1f} s for the other ranks at {what}; one of them died, stalled or "
-                f"never called it ({_reason(error)})"
+                f"rank {self.rank} waited {waited_s:.1f} s for the other ranks to call {what}; one of them died, "
+                f"stalled or never called it ({_reason(error)})"
             ) from error
         return [row.tolist() for row in every]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Generator, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from counterflow.errors import PipelineError
 from counterflow.runtime.transport import Handle, Lane, Message, Transport
+from counterflow.runtime.wire import Leaf
 
 
 class Twins:
@@ -27,17 +30,26 @@ class Twins:
         self._rank, self._transport, self._bucket_bytes = rank, transport, bucket_bytes
         self._modules = {stage: modules[stage] for stage in sorted(modules) if stage in holders}
         self._holders = holders
-        self._before: dict[Tensor, Tensor] = {}
+        self._before: dict[Tensor, Tensor] | None = None
 
     def align(self) -> Iterator[Handle]:
-        """Give every copy the parameters and buffers of the first holder's."""
+        """Give every copy the parameters and buffers of the first holder's.
+
+        Raises:
+            PipelineError: the copies do not have the same shapes and dtypes.
+        """
         for stage, module in self._modules.items():
             tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers())]
+            yield from self._require_alike(stage, tensors)
             first, *others = self._holders[stage]
             if self._rank == first:
                 yield from [self._transport.send(self._message(stage, to=other), tensors) for other in others]
             else:
-                yield self._transport.receive(self._message(stage, of=first), tensors)
+                # A parameter may be strided, a message is not.
+                theirs = [torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in tensors]
+                yield self._transport.receive(self._message(stage, of=first), theirs)
+                for tensor, new in zip(tensors, theirs, strict=True):
+                    tensor.copy_(new)
 
     def set_aside(self) -> None:
         """Before a step: keep gradients of earlier steps out of it, for they have been summed already."""
@@ -50,22 +62,27 @@ class Twins:
 
     def reduce(self) -> Iterator[Handle]:
         """After the last W: sum each stage's gradients over its holders, in buckets; then add the earlier ones."""
+        done: set[Tensor] = set()
         for stage, module in self._modules.items():
-            parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            # A parameter that two stages of this rank share has its whole gradient in one place: sum it once.
+            parameters = [p for p in module.parameters() if p.requires_grad and p not in done]
+            done.update(parameters)
             if parameters:
                 yield from self._reduce_stage(stage, parameters)
-        for parameter, before in self._before.items():
+        for parameter, before in (self._before or {}).items():
             if parameter.grad is not None:
                 before += parameter.grad
             parameter.grad = before
-        self._before = {}
+        self._before = None
 
     def restore(self) -> None:
         """After a broken step: the gradients are again those of before it."""
+        if self._before is None:
+            return
         for module in self._modules.values():
             for parameter in module.parameters():
                 parameter.grad = self._before.get(parameter)
-        self._before = {}
+        self._before = None
 
     def _reduce_stage(self, stage: int, parameters: list[nn.Parameter]) -> Iterator[Handle]:
         has = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
@@ -82,23 +99,39 @@ class Twins:
 
     def _sum(self, stage: int, mine: Tensor) -> Iterator[Handle]:
         """Replace ``mine`` by the sum of all holders', added in their order."""
-        others = [holder for holder in self._holders[stage] if holder != self._rank]
-        theirs = {other: torch.empty_like(mine) for other in others}
-        sends = [self._transport.send(self._message(stage, to=other), [mine]) for other in others]
-        receives = [
-            self._transport.receive(self._message(stage, of=other), [tensor]) for other, tensor in theirs.items()
-        ]
-        yield from (*sends, *receives)
+        theirs = yield from self._exchange(stage, mine, Lane.TWINS)
         first, *rest = (mine if holder == self._rank else theirs[holder] for holder in self._holders[stage])
         total = first.clone()
         for tensor in rest:
             total += tensor
         mine.copy_(total)
 
-    def _message(self, stage: int, *, to: int | None = None, of: int | None = None) -> Message:
+    def _exchange(self, stage: int, mine: Tensor, lane: Lane) -> Generator[Handle, None, dict[int, Tensor]]:
+        """What every other holder has in the place of ``mine``."""
+        others = [holder for holder in self._holders[stage] if holder != self._rank]
+        theirs = {other: torch.empty_like(mine) for other in others}
+        sends = [self._transport.send(self._message(stage, lane, to=other), [mine]) for other in others]
+        receives = [
+            self._transport.receive(self._message(stage, lane, of=other), [tensor]) for other, tensor in theirs.items()
+        ]
+        yield from (*sends, *receives)
+        return theirs
+
+    def _require_alike(self, stage: int, tensors: list[Tensor]) -> Iterator[Handle]:
+        shapes = str([str(Leaf.of(tensor)) for tensor in tensors])
+        digest = torch.tensor([int.from_bytes(hashlib.sha256(shapes.encode()).digest()[:7])])
+        theirs = yield from self._exchange(stage, digest, Lane.HEADER)
+        for other, tensor in theirs.items():
+            if not torch.equal(tensor, digest):
+                raise PipelineError(
+                    f"stage {stage} has other parameters or buffers on rank {other} than on rank {self._rank}; its "
+                    "copies need the same shapes and dtypes in the same order: build them by the same code"
+                )
+
+    def _message(self, stage: int, lane: Lane = Lane.TWINS, *, to: int | None = None, of: int | None = None) -> Message:
         source, target = (self._rank if of is None else of), (self._rank if to is None else to)
         return Message(
-            Lane.TWINS, source, target, f"the twin of stage {stage} with its weights, from rank {source} to {target}"
+            lane, source, target, f"the twin of stage {stage} with its weights, from rank {source} to {target}"
         )
 
 

@@ -71,7 +71,7 @@ class Structure:
         return [leaf for leaf in self.leaves if leaf.requires_grad]
 
     def __str__(self) -> str:
-        return ", ".join(str(leaf) for leaf in self.leaves) or "no tensors"
+        return _write(json.loads(self.nesting), self.leaves)
 
 
 def take_apart(value: Any) -> tuple[Structure, list[Tensor]]:
@@ -98,9 +98,22 @@ def _take_apart(value: Any, tensors: list[Tensor]) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return {"value": value}
     raise PipelineError(
-        f"a stage passed on a {type(value).__module__}.{type(value).__qualname__}; tensors, None, numbers, strings and "
-        "booleans can flow, in tuples, lists and dicts with string keys: convert it at the end of the stage"
+        f"a {type(value).__module__}.{type(value).__qualname__} cannot flow through a pipeline; tensors, None, "
+        "numbers, strings and booleans can, in tuples, lists and dicts with string keys: convert it first"
     )
+
+
+def _write(nesting: dict[str, Any], leaves: tuple[Leaf, ...]) -> str:
+    ((kind, content),) = nesting.items()
+    match kind:
+        case "tensor":
+            return f"{leaves[content]}{' with gradient' if leaves[content].requires_grad else ''}"
+        case "tuple" | "list":
+            items = ", ".join(_write(item, leaves) for item in content)
+            return f"({items})" if kind == "tuple" else f"[{items}]"
+        case "dict":
+            return "{" + ", ".join(f"{key!r}: {_write(item, leaves)}" for key, item in content.items()) + "}"
+    return repr(content)
 
 
 def _put_together(nesting: dict[str, Any], tensors: list[Tensor]) -> Any:

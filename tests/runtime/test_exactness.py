@@ -1,0 +1,105 @@
+"""The gradients are those of one process: bit for bit in the same order, and close for the whole batch at once."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.cases import (
+    Case,
+    assert_bitwise,
+    expected_gradients,
+    furthest_apart,
+    gradients_by_rank,
+    named_case,
+    ordinary_case,
+    ordinary_step,
+    plain_losses,
+    whole_batch_gradients,
+)
+from runtime.processes import run_cases
+from strategies import random_runnable
+
+LEAST = {"gpipe": 1, "1f1b": 1, "zb1p": 1, "dualpipe": 2, "dualpipev": 2}
+"""Micro-batches for each rank; 1 stands for no limit, so fewer than ranks are tried as well."""
+
+
+def sizes() -> list[tuple[str, int, int]]:
+    free = {1: (1, 4), 2: (1, 2, 5), 3: (2, 7), 4: (3, 4, 9), 8: (5, 17)}
+    paired = {1: (2, 5), 2: (4, 8), 3: (6, 8), 4: (8, 14), 8: (16, 20)}
+    return [
+        (name, num_ranks, num_microbatches)
+        for name, least in LEAST.items()
+        for num_ranks, counts in (free if least == 1 else paired).items()
+        for num_microbatches in counts
+        if name != "dualpipe" or num_ranks % 2 == 0
+    ]
+
+
+@pytest.mark.parametrize(("name", "num_ranks", "num_microbatches"), sizes())
+def test_gradients_are_bitwise_those_of_one_process(name: str, num_ranks: int, num_microbatches: int) -> None:
+    case = ordinary_case(name, num_ranks, num_microbatches)
+    pipeline = case.in_process()
+    pipeline.step(case.steps[0].inputs, case.steps[0].targets)
+    assert_bitwise(gradients_by_rank(pipeline), expected_gradients(case))
+
+
+@pytest.mark.parametrize(("name", "num_ranks", "num_microbatches"), [size for size in sizes() if size[1] in (2, 4)])
+def test_gradients_are_within_1e_12_of_the_whole_batch(name: str, num_ranks: int, num_microbatches: int) -> None:
+    case = ordinary_case(name, num_ranks, num_microbatches)
+    pipeline = case.in_process()
+    data = case.steps[0]
+    pipeline.step(data.inputs, data.targets)
+    at_once = whole_batch_gradients(case)
+    assert furthest_apart(gradients_by_rank(pipeline), at_once) < 1e-12
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    num_ranks=st.integers(1, 4),
+    num_stages=st.integers(1, 4),
+    num_microbatches=st.integers(1, 4),
+    stage_stays=st.booleans(),
+    weight_split=st.sampled_from(["linear", "graph"]),
+)
+@settings(max_examples=60)
+def test_any_runnable_schedule_gives_these_gradients(
+    seed: int, num_ranks: int, num_stages: int, num_microbatches: int, stage_stays: bool, weight_split: str
+) -> None:
+    schedule = random_runnable(seed, num_ranks, num_stages, num_microbatches, stage_stays)
+    data = ordinary_step(num_microbatches, seed=seed % 100)
+    case = Case(schedule, [data], weight_split=weight_split)
+    pipeline = case.in_process()
+    pipeline.step(case.steps[0].inputs, case.steps[0].targets)
+    assert_bitwise(gradients_by_rank(pipeline), expected_gradients(case))
+
+
+# Sizes that share the processes of one job. The jobs of few ranks hold every schedule; 3 ranks have no DualPipe.
+JOBS = {
+    2: ["gpipe/2/3", "1f1b/2/1", "1f1b/2/6", "zb1p/2/5", "dualpipe/2/6", "dualpipev/2/5"],
+    4: ["gpipe/4/3", "1f1b/4/9", "zb1p/4/3", "dualpipe/4/10", "dualpipev/4/8"],
+}
+LONG_JOBS = {
+    1: ["gpipe/1/3", "1f1b/1/3", "zb1p/1/4", "dualpipev/1/5"],
+    3: ["gpipe/3/4", "1f1b/3/2", "1f1b/3/7", "zb1p/3/2", "zb1p/3/8", "dualpipev/3/7"],
+    8: ["gpipe/8/10", "1f1b/8/5", "1f1b/8/20", "zb1p/8/20", "dualpipe/8/16", "dualpipe/8/20", "dualpipev/8/17"],
+}
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "names"),
+    [*JOBS.items(), *(pytest.param(*job, marks=pytest.mark.slow) for job in LONG_JOBS.items())],
+    ids=lambda value: f"{value} ranks" if isinstance(value, int) else "",
+)
+def test_over_gloo_they_are_the_same_bits(num_ranks: int, names: list[str], tmp_path: Path) -> None:
+    for name, ranks in run_cases(names, num_ranks, tmp_path).items():
+        case = named_case(name)
+        assert_bitwise({rank: found["gradients"] for rank, found in ranks.items()}, expected_gradients(case))
+        # The step before evaluation, the one after it and the one without a pipeline see the same losses.
+        plain = plain_losses(case)
+        for found in ranks.values():
+            before, after = found["evaluated"]
+            assert found["losses"] == before == after
+            assert all(loss == plain[step][m] for step, losses in enumerate(before) for m, loss in losses.items())
+        assert sorted(m for found in ranks.values() for m in found["losses"][0]) == sorted(plain[0])
