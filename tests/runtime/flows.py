@@ -1,4 +1,4 @@
-"""What may flow from stage to stage, and what may stand in a stage: each a case for any schedule of three stages or more."""
+"""What may flow between stages and what may stand in one: a case each, for any schedule of three stages or more."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -63,7 +63,7 @@ def test_gradients_are_within_1e_12_of_the_whole_batch(name: str, num_ranks: int
     stage_stays=st.booleans(),
     weight_split=st.sampled_from(["linear", "graph"]),
 )
-@settings(max_examples=60)
+@settings(max_examples=100)
 def test_any_runnable_schedule_gives_these_gradients(
     seed: int, num_ranks: int, num_stages: int, num_microbatches: int, stage_stays: bool, weight_split: str
 ) -> None:

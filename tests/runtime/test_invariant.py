@@ -31,7 +31,7 @@ def schedules_and_costs(draw: st.DrawFn, schedules: st.SearchStrategy[Schedule])
 
 
 @given(schedules_and_costs(generated_schedules(most_ranks=5, most_microbatches=12)))
-@settings(max_examples=80)
+@settings(max_examples=150)
 def test_every_generated_schedule_runs_as_it_was_simulated(case: tuple[Schedule, Costs]) -> None:
     schedule, costs = case
     pipeline, data = tiny_pipeline(schedule, costs)
@@ -40,7 +40,7 @@ def test_every_generated_schedule_runs_as_it_was_simulated(case: tuple[Schedule,
 
 
 @given(schedules_and_costs(random_schedules()))
-@settings(max_examples=80)
+@settings(max_examples=150)
 def test_any_runnable_schedule_runs_as_it_was_simulated(case: tuple[Schedule, Costs]) -> None:
     schedule, costs = case
     pipeline, data = tiny_pipeline(schedule, costs)
@@ -49,7 +49,7 @@ def test_any_runnable_schedule_runs_as_it_was_simulated(case: tuple[Schedule, Co
 
 
 @given(schedules_and_costs(generated_schedules(most_ranks=4, most_microbatches=8) | random_schedules()))
-@settings(max_examples=60)
+@settings(max_examples=100)
 def test_so_does_evaluation(case: tuple[Schedule, Costs]) -> None:
     schedule, costs = case
     pipeline, data = tiny_pipeline(schedule, costs)

@@ -6,11 +6,13 @@ launcher is gone ends itself.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
 import threading
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Literal
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -21,7 +23,7 @@ STORE_VARIABLE = "COUNTERFLOW_HEARTBEAT"
 INTERVAL_S = 0.2
 EXIT_ALONE = 75
 
-State = Literal["starting", "computing", "waiting", "idle", "lost"]
+State = Literal["starting", "computing", "waiting", "idle", "closed", "lost"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Watch:
     """What a rank is doing, as its executor tells it; with a ``heartbeat`` the launcher knows at once."""
 
     def __init__(self) -> None:
-        self.beat = Beat()
         self.heartbeat: Heartbeat | None = None
+        self._state: State = "starting"
 
     def computing(self, action: str) -> None:
         """The rank computes ``action``."""
@@ -53,65 +55,76 @@ class Watch:
         """The caller has the floor."""
         self._set("idle", "")
 
+    def closed(self) -> None:
+        """There will be no more steps; a rank that fell stays where it fell."""
+        if self._state == "idle":
+            self._set("closed", "")
+
     def lost(self, sentence: str) -> None:
         """The rank gave up on a peer."""
         self._set("lost", sentence)
 
     def _set(self, state: State, doing: str) -> None:
-        self.beat = Beat(state, doing, self.beat.progress + 1)
+        self._state = state
         if self.heartbeat is not None:
-            self.heartbeat.tell()
+            self.heartbeat.change(state, doing)
 
 
 class Heartbeat:
-    """Tells the launcher's store what ``watch`` says: at each change, and every fifth of a second from a thread.
+    """Tells the launcher's store what this process does: at each change, and every fifth of a second from a thread.
 
     A change is told before the rank goes on, so that even after a kill the store knows the last action. That costs
-    about a tenth of a millisecond, and only ranks started by ``launch`` pay it.
+    about a tenth of a millisecond, and only ranks started by ``launch`` pay it. It beats until the process ends, and
+    for all pipelines of the process, so that silence and standing still have one meaning.
     """
 
-    def __init__(self, rank: int, watch: Watch, host: str, port: int) -> None:
-        self._rank, self._watch = rank, watch
-        self._count = 0
+    def __init__(self, rank: int, host: str, port: int) -> None:
+        self._rank = rank
+        self._beat = Beat()
         # A connection of its own: the group's may be blocked in a wait.
         self._store = TCPStore(host, port, is_master=False)
         self._telling = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="counterflow heartbeat", daemon=True)
-        watch.heartbeat = self
         self._thread.start()
+        # A thread that the interpreter's end finds inside the store would abort the whole process.
+        atexit.register(self._stop)
 
-    @classmethod
-    def from_environment(cls, watch: Watch) -> Heartbeat | None:
+    @staticmethod
+    def of_this_process() -> Heartbeat | None:
         """The heartbeat of a process that ``launch`` started; None where there is no such launcher."""
         address = os.environ.get(STORE_VARIABLE)
-        if address is None:
-            return None
-        host, _, port = address.rpartition(":")
         # The launcher's number for this process, which in a pipeline over a subgroup is not the pipeline's.
-        return cls(int(os.environ["RANK"]), watch, host, int(port))
+        return None if address is None else _heartbeat(address, int(os.environ["RANK"]))
 
-    def tell(self) -> None:
-        """Tell it now."""
+    def change(self, state: State, doing: str) -> None:
+        """From now on it does this."""
         with self._telling:
-            self._count += 1
-            beat = replace(self._watch.beat, count=self._count)
-            try:
-                self._store.set(beat_key(self._rank), json.dumps(asdict(beat)))
-            except (RuntimeError, ConnectionError):
-                # Nobody is left to end this process, and its peers are ending as well.
-                print(f"counterflow: rank {self._rank} lost its launcher and ends", file=sys.stderr, flush=True)
-                os._exit(EXIT_ALONE)
+            self._tell(replace(self._beat, state=state, doing=doing, progress=self._beat.progress + 1))
 
-    def stop(self) -> None:
-        """No more beats."""
-        self._watch.heartbeat = None
-        self._stopped.set()
-        self._thread.join()
+    def _tell(self, beat: Beat) -> None:
+        self._beat = replace(beat, count=beat.count + 1)
+        try:
+            self._store.set(beat_key(self._rank), json.dumps(asdict(self._beat)))
+        except (RuntimeError, ConnectionError):
+            # Nobody is left to end this process, and its peers are ending as well.
+            print(f"counterflow: rank {self._rank} lost its launcher and ends", file=sys.stderr, flush=True)
+            os._exit(EXIT_ALONE)
 
     def _loop(self) -> None:
         while not self._stopped.wait(INTERVAL_S):
-            self.tell()
+            with self._telling:
+                self._tell(self._beat)
+
+    def _stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+
+@cache
+def _heartbeat(address: str, rank: int) -> Heartbeat:
+    host, _, port = address.rpartition(":")
+    return Heartbeat(rank, host, int(port))
 
 
 def beat_key(rank: int) -> str:

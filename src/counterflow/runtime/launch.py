@@ -13,8 +13,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,11 @@ class _Rank:
         """For how long a rank that has begun to beat has said nothing."""
         return time.monotonic() - self.heard_s if self.beat.count else 0.0
 
+    @property
+    def still_since_s(self) -> float:
+        """Since when it has come no further; one that waits and beats does what it should."""
+        return self.heard_s if self.beat.state == "waiting" else min(self.heard_s, self.moved_s)
+
     def stalled(self, timeout_s: float) -> bool:
         """Alive, but silent, or for too long inside one action."""
         stuck = self.beat.state == "computing" and time.monotonic() - self.moved_s > timeout_s
@@ -84,7 +89,7 @@ class _Rank:
         """How it came to its end."""
         code = self.process.poll()
         if code is None:
-            return f"stalled {time.monotonic() - min(self.heard_s, self.moved_s):.1f} s ago"
+            return f"stalled {time.monotonic() - self.still_since_s:.1f} s ago"
         if code < 0:
             return f"was killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
@@ -96,6 +101,8 @@ class _Rank:
                 return "before its pipeline was built"
             case "idle":
                 return "between steps"
+            case "closed":
+                return "after its last step"
             case "waiting":
                 return f"waiting for {self.beat.doing}"
             case "lost":
@@ -134,16 +141,39 @@ def launch(
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks: list[_Rank] = []
     before = _end_on_sigterm()
+    with _guard() as guarded:
+        try:
+            for index in range(num_ranks):
+                settings = {**os.environ, **_settings(index, num_ranks, store.port)}
+                ranks.append(_Rank(index, _start(command, settings, logs, index)))
+                guarded(ranks[-1].process.pid)
+            _watch(ranks, store, timeout_s, poll)
+        finally:
+            for rank in ranks:
+                rank.end()
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _guard() -> Iterator[Callable[[int], None]]:
+    """Have a shell end the process groups it is told of when this process ends, be it by a kill.
+
+    A rank itself notices that too, but only while it beats: not before its pipeline is built, nor when it is stopped.
+    """
+    script = 'while read leader; do groups="$groups -$leader"; done; kill -s KILL -- $groups'
+    shell = subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
+    assert shell.stdin is not None, "asked for"
+
+    def guarded(leader: int) -> None:
+        os.write(pipe, b"%d\n" % leader)
+
+    pipe = shell.stdin.fileno()
     try:
-        for index in range(num_ranks):
-            settings = {**os.environ, **_settings(index, num_ranks, store.port)}
-            ranks.append(_Rank(index, _start(command, settings, logs, index)))
-        _watch(ranks, store, timeout_s, poll)
+        yield guarded
     finally:
-        for rank in ranks:
-            rank.end()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        shell.kill()
+        shell.communicate()
 
 
 def _settings(index: int, num_ranks: int, port: int) -> dict[str, str]:
@@ -211,11 +241,14 @@ def _verdict(ranks: list[_Rank]) -> str:
 
 
 def _first_to_fail(ranks: list[_Rank]) -> _Rank:
-    """The first one dead that did not give up on a peer; else who stands still without waiting for anybody."""
+    """The first one dead that did not give up on a peer; else who stands still; else who left before the others."""
     dead = [rank for rank in ranks if rank.failed and rank.beat.state != "lost"]
     if dead:
         return min(dead, key=lambda rank: rank.ended_s or 0.0)
     standing = [rank for rank in ranks if rank.alive and rank.beat.state != "lost"]
-    silent = [rank for rank in standing if rank.silent_s > 4 * INTERVAL_S]
-    still = [rank for rank in standing if rank.beat.state != "waiting"]
-    return min(silent or still or ranks, key=lambda rank: min(rank.heard_s, rank.moved_s))
+    still = [rank for rank in standing if rank.beat.state != "waiting" or rank.silent_s > 4 * INTERVAL_S]
+    if still:
+        # One that never beat may have no part in the pipeline; only if there is no other, it is why they waited.
+        return min(still, key=lambda rank: (rank.beat.count == 0, rank.still_since_s))
+    left = [rank for rank in ranks if rank.process.poll() == 0]
+    return min(left or ranks, key=lambda rank: rank.ended_s or rank.still_since_s)

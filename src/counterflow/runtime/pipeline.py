@@ -161,7 +161,7 @@ class Pipeline:
         self._seen: dict[str, str] = {}
         self._broken: str | None = None
         rank, watch = next(iter(self._watches.items()))
-        self._heartbeat = Heartbeat.from_environment(watch)
+        watch.heartbeat = Heartbeat.of_this_process()
         digest = int.from_bytes(hashlib.sha256(to_csv(self.schedule).encode()).digest()[:7])
         with self._falling_together():
             for other, theirs in enumerate(self._come_together("Pipeline", digest)):
@@ -257,10 +257,9 @@ class Pipeline:
         return shares
 
     def close(self) -> None:
-        """Stop the heartbeat, if there is one; the process group stays the caller's."""
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
-            self._heartbeat = None
+        """Tell the launcher, if there is one, that no step follows; the process group stays the caller's."""
+        for watch in self._watches.values():
+            watch.closed()
 
     def _run(self, mode: str, inputs: Microbatches, targets: Microbatches, outputs: bool) -> StepResult:
         if self._broken is not None:

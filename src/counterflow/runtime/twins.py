@@ -123,8 +123,9 @@ class Twins:
         theirs = yield from self._exchange(stage, digest, Lane.HEADER)
         for other, tensor in theirs.items():
             if not torch.equal(tensor, digest):
+                one, two = sorted((other, self._rank))
                 raise PipelineError(
-                    f"stage {stage} has other parameters or buffers on rank {other} than on rank {self._rank}; its "
+                    f"stage {stage} has other parameters or buffers on rank {one} than on rank {two}; its "
                     "copies need the same shapes and dtypes in the same order: build them by the same code"
                 )
 

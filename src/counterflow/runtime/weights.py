@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 Roots = Sequence[Tensor] | Sequence[GradientEdge]
@@ -168,6 +169,7 @@ class GraphSplit:
     def __init__(self, module: nn.Module) -> None:
         self._groups: list[_Group] = []
         self._deferred: set[int] = set()
+        self._root: Tensor | None = None
 
     def recording(self) -> AbstractContextManager[None]:
         """Nothing to record."""
@@ -203,12 +205,15 @@ class GraphSplit:
                 hook.remove()
         for group in self._groups:
             group.arrived = {node: arrived[node] for node in group.cut if node in arrived}
+        # A node that Python wrote lives only as long as what it leads to.
+        if any(isinstance(node, BackwardCFunction) for group in self._groups for node in group.cut):
+            self._root = root
 
     def backward_weight(self) -> None:
         """Goes on from where I stopped."""
         for group in self._groups:
             group.backward()
-        self._groups = []
+        self._groups, self._root = [], None
 
     def deferred(self) -> set[int]:
         """The ids of all parameters that the stage used."""

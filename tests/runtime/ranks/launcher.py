@@ -1,0 +1,9 @@
+"""A launcher to be killed: ``launcher.py FOLDER``; its three ranks train for ever."""
+
+import sys
+
+from counterflow.runtime import launch
+from runtime.processes import command
+
+if __name__ == "__main__":
+    launch(command("fail", sys.argv[1], "train", "1f1b", 60), 3)
