@@ -291,7 +291,8 @@ def test_what_a_file_holds_cannot_steer_the_terminal(out: Run, refusal: Run, tmp
 # --- help, and what is around it ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", VERBS)
+# The example of demo trains for a minute; tests/demo runs a shorter one.
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "demo"])
 def test_help_shows_an_example_that_runs(out: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dualpipe.csv").write_text(to_csv(dualpipe(2, 4)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from counterflow import dualpipe, simulate
+from counterflow.cli import main
 from counterflow.demo import Results, run_demo
 from counterflow.demo.model import BLOCKS, DecoderStage, StandardLibrary, blocks_of
 from counterflow.demo.train import directions
@@ -59,6 +61,20 @@ def test_the_measured_trace_holds_every_action_of_the_schedule(found: Results, o
     schedule = read_schedule(out / "schedule.csv")
     measured = sorted((span.rank, span.name) for span in read_chrome(out / "measured.json"))
     assert measured == sorted((rank, str(action)) for rank, row in enumerate(schedule.rows) for action in row)
+
+
+def test_on_the_command_line_it_says_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--schedule", "1f1b", "--ranks", "2", "--microbatches", "2", "--steps", "5"]) == 0
+    said, progress = capsys.readouterr()
+    assert "Gradients of one step against a single process: equal, bit for bit." in said
+    assert re.search(r"1f1b, measured +\d+ +\d+\.\d\n1f1b, predicted +\d+", said)
+    # Nothing cuts a backward in two under 1F1B, so nothing says what ZB1P would take.
+    assert re.search(r"zb1p is left out: the costs do not say how long \dI0 takes", said)
+    assert (tmp_path / "out/demo/results.json").exists()
+    assert progress == ""  # no bar in a pipe
 
 
 def test_too_few_steps_are_refused(tmp_path: Path) -> None:
