@@ -270,6 +270,7 @@ FLOWS: dict[str, Flow] = {
         lambda x, y, i: x + y.sum() + i.sum(), lambda x: (x, x[:0], torch.zeros(0, 2, dtype=torch.int64))
     ),
     "outputs that need no gradient": passing(lambda x, y: x + y, lambda x: (x, x.detach() * 2)),
+    "an output that the next stage does not use": passing(lambda x, _: x, lambda x: (x, x * 2)),
     "the same tensor twice": passing(lambda x, y: x + 2 * y, lambda x: (x, x)),
     "views": passing(
         lambda x, y, z: x.view(3, 5, FEATURES) + y + z,

@@ -3,17 +3,20 @@
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from counterflow.schedule import generate
 from runtime.cases import (
     Gradients,
     assert_bitwise,
+    block,
     expected_gradients,
     furthest_apart,
     gradients_by_rank,
     named_case,
 )
-from runtime.flows import FLOWS
+from runtime.flows import FLOWS, Around, Flow
 from runtime.processes import run_cases
 
 SIZES = [("1f1b", 3, 4), ("zb1p", 3, 4), ("dualpipe", 4, 8), ("dualpipev", 2, 5)]
@@ -55,3 +58,22 @@ def assert_as_expected(flow: str, found: dict[int, Gradients], expected: Gradien
         assert furthest_apart(found, expected) < 1e-12
     else:
         assert_bitwise(found, expected)
+
+
+def test_what_only_an_unused_output_depends_on_gets_zeros() -> None:
+    """The stage cannot know that nobody used it; one process would leave the gradient at None."""
+
+    class Branching(nn.Module):
+        def __init__(self, stage: int) -> None:
+            super().__init__()
+            self.inner, self.branch = block(stage), block(stage + 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.inner(x), self.branch(x)
+
+    flow = Flow(first=Branching, middle=lambda stage: Around(stage, take=lambda x, _: x))
+    for weight_split in ("linear", "graph"):
+        case = flow.case(generate("zb1p", 3, 4), weight_split)
+        pipeline = case.in_process()
+        pipeline.step(case.steps[0].inputs, case.steps[0].targets)
+        assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in pipeline.stages[0][0].branch.parameters())

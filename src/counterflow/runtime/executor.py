@@ -7,7 +7,7 @@ ready: with one rank in a process by blocking, with all ranks in one process by 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from counterflow.errors import PipelineError
+from counterflow.runtime.batch import Batch
 from counterflow.runtime.clock import Clock, Mark
 from counterflow.runtime.heartbeat import Watch
 from counterflow.runtime.stage import LossFn, Stage, describe, is_scalar
@@ -23,15 +24,6 @@ from counterflow.runtime.transport import Handle, Lane, Message, Transport
 from counterflow.runtime.wire import Leaf, Structure, take_apart
 from counterflow.schedule import Action, Kind, Payload, Post, Run, Transfer, Transfers, Wait
 from counterflow.timeline import Span
-
-
-@dataclass
-class Batch:
-    """What a step is given: the inputs and targets of the micro-batches that start or end on this rank."""
-
-    inputs: Mapping[int, Any]
-    targets: Mapping[int, Any]
-    want_outputs: bool
 
 
 @dataclass

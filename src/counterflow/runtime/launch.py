@@ -161,7 +161,7 @@ def _guard() -> Iterator[Callable[[int], None]]:
 
     A rank itself notices that too, but only while it beats: not before its pipeline is built, nor when it is stopped.
     """
-    script = 'while read leader; do groups="$groups -$leader"; done; kill -s KILL -- $groups'
+    script = 'while read leader; do groups="$groups -$leader"; done; kill -s KILL -- $groups 2>/dev/null'
     shell = subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
     assert shell.stdin is not None, "asked for"
 

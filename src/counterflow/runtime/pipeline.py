@@ -6,27 +6,27 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import permutations
-from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
 from counterflow.errors import PeerError, PipelineError
+from counterflow.runtime.batch import Batch, Microbatches
 from counterflow.runtime.clock import Clock, CudaClock, WallClock
 from counterflow.runtime.drivers import AllRanks, Driver, OneRank
-from counterflow.runtime.executor import Batch, Executor, StepResult
-from counterflow.runtime.heartbeat import Heartbeat, Watch
-from counterflow.runtime.stage import LossFn, Stage
-from counterflow.runtime.transport import Handle, InProcessTransport, ProcessGroupTransport, Transport
-from counterflow.runtime.twins import Twins
-from counterflow.runtime.weights import SPLITS
+from counterflow.runtime.executor import StepResult
+from counterflow.runtime.graph_split import GraphSplit
+from counterflow.runtime.heartbeat import Heartbeat
+from counterflow.runtime.rank import Equipment, Rank, device_of
+from counterflow.runtime.stage import LossFn
+from counterflow.runtime.transport import InProcessTransport, ProcessGroupTransport, Transport
+from counterflow.runtime.weights import LinearSplit, Split
 from counterflow.runtime.wire import take_apart
-from counterflow.schedule import Kind, Post, Schedule, Transfers, check, to_csv
+from counterflow.schedule import Post, Schedule, Transfers, check, to_csv
 from counterflow.timeline import Span, Timeline
 
-Microbatches = Sequence[Any] | Mapping[int, Any] | None
 BUCKET_BYTES = 25 << 20
+SPLITS: dict[str, type[Split]] = {"linear": LinearSplit, "graph": GraphSplit}
 
 _CALLS = ("Pipeline", "step", "evaluate", "gather_timeline")
 """What all ranks have to call together."""
@@ -82,6 +82,8 @@ class Pipeline:
                 "torch.distributed.init_process_group first, or use Pipeline.in_process"
             )
         rank, num_ranks = dist.get_rank(group), dist.get_world_size(group)
+        if rank < 0:
+            raise PipelineError("this process is not in the process group that was given; only its members build this")
         if num_ranks != schedule.num_ranks:
             raise PipelineError(
                 f"the process group has {num_ranks} ranks and the schedule {schedule.num_ranks}; make one for the other"
@@ -132,27 +134,16 @@ class Pipeline:
         weight_split: str,
         bucket_bytes: int,
     ) -> None:
-        """Set up the ranks of this process; each has an executor for each mode, over the same stages."""
+        """Set up the ranks of this process."""
         if weight_split not in SPLITS:
             raise PipelineError(f"weight_split is {weight_split!r}; it can be {' or '.join(map(repr, SPLITS))}")
-        self._loss_fn, self.stages, self._transport = loss_fn, stages, transport
-        self._executors: dict[str, dict[int, Executor]] = {mode: {} for mode in self._transfers}
-        self._twins: dict[int, Twins] = {}
-        self._watches: dict[int, Watch] = {}
-        for rank, modules in stages.items():
-            _require_stages(self.schedule, rank, modules)
-            device = _device_of(modules)
-            if clock is None:
-                clock = CudaClock() if device.type == "cuda" else WallClock()
-            watch = self._watches[rank] = Watch()
-            wrapped = {stage: Stage(stage, module, SPLITS[weight_split]) for stage, module in modules.items()}
-            for mode, transfers in self._transfers.items():
-                self._executors[mode][rank] = Executor(
-                    rank, transfers, wrapped, loss_fn, transport, clock, device, watch
-                )
-            self._twins[rank] = Twins(rank, modules, self.schedule.twins, transport, bucket_bytes)
-        assert clock is not None, "a schedule has ranks"
-        self._clock = clock
+        if clock is None:
+            on_gpu = any(device_of(modules).type == "cuda" for modules in stages.values())
+            clock = CudaClock() if on_gpu else WallClock()
+        self.stages = stages
+        self._loss_fn, self._clock, self._transport = loss_fn, clock, transport
+        equipment = Equipment(self._transfers, loss_fn, transport, clock, SPLITS[weight_split], bucket_bytes)
+        self._ranks = {index: Rank(index, modules, equipment) for index, modules in stages.items()}
 
     def _meet(self, driver: Driver) -> None:
         """All ranks come together, see that they have one schedule, and make the twins equal."""
@@ -160,15 +151,17 @@ class Pipeline:
         self._last_mode: str = self.schedule.mode
         self._seen: dict[str, str] = {}
         self._broken: str | None = None
-        rank, watch = next(iter(self._watches.items()))
-        watch.heartbeat = Heartbeat.of_this_process()
+        rank = next(iter(self._ranks.values()))
+        rank.watch.heartbeat = Heartbeat.of_this_process()
         digest = int.from_bytes(hashlib.sha256(to_csv(self.schedule).encode()).digest()[:7])
         with self._falling_together():
             for other, theirs in enumerate(self._come_together("Pipeline", digest)):
                 if theirs != digest:
-                    raise PipelineError(f"rank {other} has another schedule than rank {rank}; give all ranks the same")
-            driver.drive({rank: twins.align() for rank, twins in self._twins.items()})
-        watch.between_steps()
+                    raise PipelineError(
+                        f"rank {other} has another schedule than rank {rank.index}; give all ranks the same"
+                    )
+            driver.drive({index: rank.twins.align() for index, rank in self._ranks.items()})
+        rank.watch.between_steps()
 
     def step(self, inputs: Microbatches = None, targets: Microbatches = None, *, outputs: bool = False) -> StepResult:
         """Train on one batch: every parameter's ``grad`` grows by its gradient, summed over the micro-batches.
@@ -216,9 +209,10 @@ class Pipeline:
     @property
     def timeline(self) -> Timeline:
         """When the actions of the last step ran, on the ranks of this process."""
-        return Timeline.from_spans(
-            span for executor in self._executors[self._last_mode].values() for span in executor.spans()
-        )
+        return Timeline.from_spans(span for rank in self._ranks.values() for span in self._spans(rank))
+
+    def _spans(self, rank: Rank) -> list[Span]:
+        return rank.executors[self._last_mode].spans()
 
     def gather_timeline(self) -> Timeline:
         """The last step's timeline of all ranks, on every rank; all ranks have to call it.
@@ -231,15 +225,14 @@ class Pipeline:
         if isinstance(self._driver, AllRanks):
             return self.timeline
         rows = self._transfers[self._last_mode].schedule.rows
-        (executor,) = self._executors[self._last_mode].values()
-        own = [time for span in executor.spans() for time in (span.start_ns, span.end_ns)]
+        own = [time for rank in self._ranks.values() for span in self._spans(rank) for time in span[2:4]]
         # All ranks gather lists of one length: as long as the longest row's.
         padded = own + [0] * (2 * max(map(len, rows)) - len(own))
         with self._falling_together():
             self._come_together("gather_timeline", 0)
             every = self._driver.meet(padded, "gather_timeline")
-        for watch in self._watches.values():
-            watch.between_steps()
+        for state in self._ranks.values():
+            state.watch.between_steps()
         return Timeline.from_spans(
             Span(rank, str(action), times[2 * step], times[2 * step + 1])
             for rank, (row, times) in enumerate(zip(rows, every, strict=True))
@@ -249,8 +242,8 @@ class Pipeline:
     def deferred_weights(self) -> dict[int, float]:
         """For each stage of this process that has done a W, the share of its trainable parameters that waited."""
         shares: dict[int, float] = {}
-        for executor in self._executors["train"].values():
-            for index, stage in executor.stages.items():
+        for rank in self._ranks.values():
+            for index, stage in rank.stages.items():
                 sizes = {id(parameter): parameter.numel() for parameter in stage.trainable()}
                 if stage.deferred is not None and any(sizes.values()):
                     shares[index] = sum(sizes.get(id_, 0) for id_ in stage.deferred) / sum(sizes.values())
@@ -258,35 +251,31 @@ class Pipeline:
 
     def close(self) -> None:
         """Tell the launcher, if there is one, that no step follows; the process group stays the caller's."""
-        for watch in self._watches.values():
-            watch.closed()
+        for rank in self._ranks.values():
+            rank.watch.closed()
 
     def _run(self, mode: str, inputs: Microbatches, targets: Microbatches, outputs: bool) -> StepResult:
         if self._broken is not None:
             raise PipelineError(f"this pipeline broke in an earlier step ({self._broken}); build a new one")
-        executors = self._executors[mode]
+        needs_targets = mode == "train" and self._loss_fn is not None
         with self._falling_together():
-            batches = {rank: self._batch(rank, mode, inputs, targets, outputs) for rank in executors}
+            batches = {
+                index: Batch.of(
+                    self.schedule, index, inputs, targets, needs_targets=needs_targets, want_outputs=outputs
+                )
+                for index in self._ranks
+            }
             learn, seen = self._agree(mode, batches)
             self._clock.begin()
-            runs = {rank: self._whole_step(rank, mode, batch, learn) for rank, batch in batches.items()}
-            self._driver.drive(runs)
+            self._driver.drive({i: rank.step(mode, batches[i], learn) for i, rank in self._ranks.items()})
         self._seen[mode] = seen
         self._last_mode = mode
         result = StepResult()
-        for executor in executors.values():
-            result.losses |= executor.result.losses
-            result.outputs |= executor.result.outputs
+        for rank in self._ranks.values():
+            rank.twins.settle()
+            result.losses |= rank.executors[mode].result.losses
+            result.outputs |= rank.executors[mode].result.outputs
         return StepResult(dict(sorted(result.losses.items())), dict(sorted(result.outputs.items())))
-
-    def _whole_step(self, rank: int, mode: str, batch: Batch, learn_shapes: bool) -> Iterator[Handle]:
-        if mode == "train":
-            self._twins[rank].set_aside()
-        yield from self._executors[mode][rank].run(batch, learn_shapes)
-        if mode == "train":
-            self._watches[rank].waiting("the gradients of twins")
-            yield from self._twins[rank].reduce()
-        self._watches[rank].between_steps()
 
     def _agree(self, mode: str, batches: Mapping[int, Batch]) -> tuple[bool, str]:
         """Whether what flows may differ from last time on any rank, so that all ranks learn it anew."""
@@ -297,45 +286,16 @@ class Pipeline:
 
     def _come_together(self, call: str, number: int) -> list[int]:
         """All ranks make the same call; the numbers that they bring to it."""
-        for watch in self._watches.values():
-            watch.waiting(f"the other ranks to call {call}")
+        for state in self._ranks.values():
+            state.watch.waiting(f"the other ranks to call {call}")
         every = self._driver.meet([_CALLS.index(call), number], call)
         for rank, (theirs, _) in enumerate(every):
             if _CALLS[theirs] != call:
                 raise PipelineError(
-                    f"rank {rank} called {_CALLS[theirs]} while rank {next(iter(self._watches))} called {call}; all "
+                    f"rank {rank} called {_CALLS[theirs]} while rank {next(iter(self._ranks))} called {call}; all "
                     "ranks make the same calls in the same order"
                 )
         return [theirs for _, theirs in every]
-
-    def _batch(self, rank: int, mode: str, inputs: Microbatches, targets: Microbatches, want_outputs: bool) -> Batch:
-        """What this rank needs of the caller's inputs and targets."""
-        forwards = [part for action in self.schedule.rows[rank] for part in action.parts if part.kind is Kind.F]
-        enter = [part.microbatch for part in forwards if part.stage == 0]
-        leave = [part.microbatch for part in forwards if part.stage == self.schedule.num_stages - 1]
-        needs_targets = mode == "train" and self._loss_fn is not None
-        return Batch(
-            self._select("inputs", inputs, enter, rank, needed=True),
-            self._select("targets", targets, leave, rank, needed=needs_targets),
-            want_outputs,
-        )
-
-    def _select(self, what: str, given: object, ids: list[int], rank: int, needed: bool) -> dict[int, Any]:
-        count = self.schedule.num_microbatches
-        if given is not None and (not isinstance(given, Sequence | Mapping) or len(given) > count):
-            came = f"{len(given)} entries" if isinstance(given, Sequence | Mapping) else f"a {type(given).__name__}"
-            raise PipelineError(
-                f"{what} got {came}; give a list with one entry for each of {count} micro-batches, such as "
-                f"batch.chunk({count}), or map micro-batches to entries"
-            )
-        table = dict(given) if isinstance(given, Mapping) else dict(enumerate(given or ()))
-        missing = [m for m in ids if m not in table]
-        if needed and missing:
-            raise PipelineError(
-                f"rank {rank} got no {what} for micro-batches {', '.join(map(str, missing))}, which "
-                f"{'start' if what == 'inputs' else 'end'} there; give one entry for each"
-            )
-        return {m: table[m] for m in ids if m in table}
 
     @contextmanager
     def _falling_together(self) -> Iterator[None]:
@@ -348,19 +308,14 @@ class Pipeline:
             else:
                 self._broken = str(error)
             if isinstance(error, PeerError):
-                for watch in self._watches.values():
-                    watch.lost(str(error))
+                for rank in self._ranks.values():
+                    rank.watch.lost(str(error))
             raise
 
     def _recover(self) -> None:
         """Within one process everything that was under way is known, and dropped: the next step starts afresh."""
-        for executors in self._executors.values():
-            for executor in executors.values():
-                executor.forget()
-        for twins in self._twins.values():
-            twins.restore()
-        for watch in self._watches.values():
-            watch.between_steps()
+        for rank in self._ranks.values():
+            rank.forget()
         if isinstance(self._transport, InProcessTransport):
             self._transport.forget()
         self._seen.clear()
@@ -374,20 +329,3 @@ def _pairs(transfers: Transfers) -> set[tuple[int, int]]:
             if isinstance(instruction, Post):
                 pairs |= {(transfer.source, transfer.target) for transfer in instruction.transfers}
     return pairs
-
-
-def _require_stages(schedule: Schedule, rank: int, modules: Mapping[int, nn.Module]) -> None:
-    needed = schedule.stages_of(rank)
-    if tuple(sorted(modules)) != needed:
-        raise PipelineError(
-            f"rank {rank} got stages {sorted(modules)} and holds {list(needed)} under {schedule.name}; build "
-            "{stage: module for stage in schedule.stages_of(rank)}"
-        )
-
-
-def _device_of(modules: Mapping[int, nn.Module]) -> torch.device:
-    """Where the stages live; activations arrive there."""
-    for module in modules.values():
-        for parameter in module.parameters():
-            return parameter.device
-    return torch.device("cpu")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from counterflow.errors import PipelineError
-from counterflow.runtime.weights import GraphSplit, LinearSplit, Roots, Split, edges
+from counterflow.runtime.weights import Roots, Split, edges
 from counterflow.runtime.wire import take_apart
 
 LossFn = Callable[[Any, Any], Tensor]
@@ -33,7 +33,7 @@ class Stage:
     A value that flows is passed on as the next stage's argument, a tuple as its arguments.
     """
 
-    def __init__(self, index: int, module: nn.Module, split: type[LinearSplit] | type[GraphSplit]) -> None:
+    def __init__(self, index: int, module: nn.Module, split: type[Split]) -> None:
         self.index = index
         self.module = module
         self._split = split

@@ -61,7 +61,7 @@ class Twins:
                     parameter.grad = None
 
     def reduce(self) -> Iterator[Handle]:
-        """After the last W: sum each stage's gradients over its holders, in buckets; then add the earlier ones."""
+        """After the last W: sum each stage's gradients over its holders, in buckets."""
         done: set[Tensor] = set()
         for stage, module in self._modules.items():
             # A parameter that two stages of this rank share has its whole gradient in one place: sum it once.
@@ -69,6 +69,9 @@ class Twins:
             done.update(parameters)
             if parameters:
                 yield from self._reduce_stage(stage, parameters)
+
+    def settle(self) -> None:
+        """When no rank of this process can break any more: add the gradients of earlier steps."""
         for parameter, before in (self._before or {}).items():
             if parameter.grad is not None:
                 before += parameter.grad
