@@ -114,6 +114,13 @@ def plain_losses(case: Case) -> list[dict[int, Tensor]]:
         ]
 
 
+def plain_outputs(case: Case) -> list[Any]:
+    """Those of the last stage in the first step."""
+    stages = [case.make(stage) for stage in range(case.schedule.num_stages)]
+    with torch.no_grad():
+        return [run_plainly(stages, x) for x in case.steps[0].inputs]
+
+
 def whole_batch_gradients(case: Case) -> Gradients:
     """All micro-batches of the first step as one."""
     stages = [case.make(stage) for stage in range(case.schedule.num_stages)]
@@ -177,12 +184,12 @@ def gradients_by_rank(pipeline: Pipeline) -> dict[int, Gradients]:
     }
 
 
-def assert_bitwise(found: Mapping[int, Gradients], expected: Gradients) -> None:
+def assert_bitwise(found: Mapping[int, Gradients], expected: Gradients, of: str = "gradients") -> None:
     for rank, stages in found.items():
         for stage, gradients in stages.items():
             for name, gradient in gradients.items():
                 wanted = expected[stage][name]
-                where = f"rank {rank}, stage {stage}, {name}"
+                where = f"{of}: rank {rank}, stage {stage}, {name}"
                 assert (gradient is None) == (wanted is None), f"{where}: {gradient} instead of {wanted}"
                 if gradient is not None and wanted is not None:
                     furthest = (gradient - wanted).abs().max() if gradient.numel() else 0

@@ -145,7 +145,7 @@ class Partly(nn.Module):
 class Checkpointed(nn.Module):
     """Blocks that forget what they computed; counts how often each runs."""
 
-    def __init__(self, stage: int, *, reentrant: bool, num_blocks: int = 4) -> None:
+    def __init__(self, stage: int, *, reentrant: bool, num_blocks: int = 2) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(block(10 * stage + index) for index in range(num_blocks))
         self.reentrant = reentrant

@@ -1,21 +1,27 @@
 """The gradients are those of one process: bit for bit in the same order, and close for the whole batch at once."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from counterflow.schedule import Kind
 from runtime.cases import (
     Case,
     assert_bitwise,
     expected_gradients,
     furthest_apart,
     gradients_by_rank,
+    microbatches_of,
     named_case,
     ordinary_case,
     ordinary_step,
     plain_losses,
+    plain_outputs,
     whole_batch_gradients,
 )
 from runtime.processes import run_cases
@@ -75,9 +81,11 @@ def test_any_runnable_schedule_gives_these_gradients(
     assert_bitwise(gradients_by_rank(pipeline), expected_gradients(case))
 
 
-# Sizes that share the processes of one job. The jobs of few ranks hold every schedule; 3 ranks have no DualPipe.
+# --- between processes --------------------------------------------------------------------------------------
+
+# Cases that share the processes of one job. 3 ranks have no DualPipe; the weights of convolutions are strided.
 JOBS = {
-    2: ["gpipe/2/3", "1f1b/2/1", "1f1b/2/6", "zb1p/2/5", "dualpipe/2/6", "dualpipev/2/5"],
+    2: ["gpipe/2/3", "1f1b/2/1", "1f1b/2/6", "zb1p/2/5", "dualpipe/2/6", "dualpipev/2/5", "dualpipe/2/4/convolutions"],
     4: ["gpipe/4/3", "1f1b/4/9", "zb1p/4/3", "dualpipe/4/10", "dualpipev/4/8"],
 }
 LONG_JOBS = {
@@ -90,16 +98,39 @@ LONG_JOBS = {
 @pytest.mark.parametrize(
     ("num_ranks", "names"),
     [*JOBS.items(), *(pytest.param(*job, marks=pytest.mark.slow) for job in LONG_JOBS.items())],
-    ids=lambda value: f"{value} ranks" if isinstance(value, int) else "",
+    ids=lambda value: f"{value}-ranks" if isinstance(value, int) else "",
 )
-def test_over_gloo_they_are_the_same_bits(num_ranks: int, names: list[str], tmp_path: Path) -> None:
+def test_over_gloo_they_are_the_same_bits_and_so_is_all_else(num_ranks: int, names: list[str], tmp_path: Path) -> None:
     for name, ranks in run_cases(names, num_ranks, tmp_path).items():
         case = named_case(name)
-        assert_bitwise({rank: found["gradients"] for rank, found in ranks.items()}, expected_gradients(case))
-        # The step before evaluation, the one after it and the one without a pipeline see the same losses.
-        plain = plain_losses(case)
-        for found in ranks.values():
-            before, after = found["evaluated"]
-            assert found["losses"] == before == after
-            assert all(loss == plain[step][m] for step, losses in enumerate(before) for m, loss in losses.items())
-        assert sorted(m for found in ranks.values() for m in found["losses"][0]) == sorted(plain[0])
+        gradients = {rank: found["gradients"] for rank, found in ranks.items()}
+        assert_bitwise(gradients, expected_gradients(case), name)
+        for rank, found in ranks.items():
+            assert_losses_and_outputs(case, rank, found)
+        assert_one_timeline(case, [found["timeline"] for found in ranks.values()])
+
+
+def assert_losses_and_outputs(case: Case, rank: int, found: dict[str, Any]) -> None:
+    """On the ranks that hold the last stage; alike before, in and after training, and without a pipeline."""
+    last = case.schedule.num_stages - 1
+    here = sorted(microbatches_of(case.schedule, rank, last, [Kind.F]))
+    plain = [{m: losses[m] for m in here} for losses in plain_losses(case)]
+    assert found["losses"] == plain
+    assert found["evaluated"] == [plain, plain]
+    outputs = plain_outputs(case)
+    assert list(found["outputs"][0]) == here
+    assert all(torch.equal(found["outputs"][0][m], outputs[m]) for m in here)
+
+
+def assert_one_timeline(case: Case, timelines: Sequence[list[tuple[int, str, int, int]]]) -> None:
+    """The same on every rank: that of the last call, an evaluation, with the ranks' clocks agreeing."""
+    spans = timelines[0]
+    assert all(timeline == spans for timeline in timelines)
+    for rank, row in enumerate(case.schedule.forward_only().rows):
+        own = [span for span in spans if span[0] == rank]
+        assert [name for _, name, _, _ in own] == [str(action) for action in row]
+        assert all(before[3] <= after[2] for before, after in zip(own, own[1:], strict=False))
+    starts, ends = ({name: span[i] for span in spans for name in [span[1]]} for i in (2, 3))
+    for stage in range(1, case.schedule.num_stages):
+        for m in range(case.schedule.num_microbatches):
+            assert ends[f"{stage - 1}F{m}"] <= starts[f"{stage}F{m}"]

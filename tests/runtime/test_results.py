@@ -21,21 +21,14 @@ from runtime.cases import (
     block,
     expected_gradients,
     gradients_by_rank,
-    named_case,
     ordinary_case,
     ordinary_step,
     plain_losses,
-    run_plainly,
+    plain_outputs,
 )
-from runtime.processes import run_cases, run_ranks
+from runtime.processes import run_ranks
 
 SIZES = [("gpipe", 3, 4), ("1f1b", 3, 2), ("zb1p", 3, 4), ("dualpipe", 4, 8), ("dualpipev", 2, 5)]
-
-
-def plain_outputs(case: Case) -> list[Any]:
-    stages = [case.make(stage) for stage in range(case.schedule.num_stages)]
-    with torch.no_grad():
-        return [run_plainly(stages, x) for x in case.steps[0].inputs]
 
 
 # --- losses and outputs -------------------------------------------------------------------------------------
@@ -53,18 +46,6 @@ def test_losses_are_there_and_outputs_if_asked_for(size: tuple[str, int, int]) -
     assert list(full.losses) == list(full.outputs) == list(range(case.schedule.num_microbatches))
     assert all(torch.equal(full.outputs[m], output) for m, output in enumerate(plain_outputs(case)))
     assert not any(tensor.requires_grad for tensor in (*full.losses.values(), *full.outputs.values()))
-
-
-def test_they_are_on_the_ranks_that_hold_the_last_stage(tmp_path: Path) -> None:
-    for name, ranks in run_cases(["1f1b/2/3", "dualpipe/2/4"], 2, tmp_path).items():
-        ids = {rank: sorted(found["losses"][0]) for rank, found in ranks.items()}
-        # In DualPipe either half ends at the other end of where it entered.
-        assert ids == ({0: [], 1: [0, 1, 2]} if name.startswith("1f1b") else {0: [2, 3], 1: [0, 1]})
-        case = named_case(name)
-        for found in ranks.values():
-            assert sorted(found["outputs"][0]) == sorted(found["losses"][0])
-            for m, output in found["outputs"][0].items():
-                assert torch.equal(output, plain_outputs(case)[m])
 
 
 def test_outputs_keep_their_structure() -> None:
@@ -248,21 +229,6 @@ def test_the_timeline_is_that_of_the_last_step_of_either_kind() -> None:
 
 def names_by_rank(timeline: Any, num_ranks: int) -> list[list[str]]:
     return [[span.name for span in timeline if span.rank == rank] for rank in range(num_ranks)]
-
-
-def test_all_ranks_gather_one_timeline_between_processes(tmp_path: Path) -> None:
-    name = "dualpipe/2/4"
-    found = run_cases([name], 2, tmp_path)[name]
-    spans = found[0]["timeline"]
-    assert spans == found[1]["timeline"]
-    forwards = named_case(name).schedule.forward_only()  # the last call was an evaluation
-    for rank, row in enumerate(forwards.rows):
-        own = [(text, start, end) for at, text, start, end in spans if at == rank]
-        assert [text for text, _, _ in own] == [str(action) for action in row]
-        assert all(before[2] <= after[1] for before, after in zip(own, own[1:], strict=False))
-    # Ranks share the clock: what one stage passes on, the next one runs later.
-    times = {text: (start, end) for _, text, start, end in spans}
-    assert all(times[f"0F{m}"][1] <= times[f"1F{m}"][0] for m in range(4))
 
 
 # --- bad calls ----------------------------------------------------------------------------------------------

@@ -15,12 +15,11 @@ from runtime.cases import (
     block,
     expected_gradients,
     gradients_by_rank,
-    named_case,
     ordinary_case,
     ordinary_step,
 )
 from runtime.flows import FLOWS
-from runtime.processes import run_cases, run_ranks
+from runtime.processes import run_ranks
 from strategies import random_runnable
 
 
@@ -188,12 +187,6 @@ def test_copies_of_other_shapes_are_refused() -> None:
         "stage 0 has other parameters or buffers on rank 0 than on rank 1; its copies need the same shapes and dtypes "
         "in the same order: build them by the same code"
     )
-
-
-def test_weights_that_do_not_lie_in_rows_travel_as_well(tmp_path: Path) -> None:
-    name = "dualpipe/2/4/convolutions"
-    found = {rank: results["gradients"] for rank, results in run_cases([name], 2, tmp_path)[name].items()}
-    assert_bitwise(found, expected_gradients(named_case(name)))
 
 
 def test_a_frozen_stage_has_nothing_to_sum() -> None:

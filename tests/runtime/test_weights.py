@@ -136,7 +136,7 @@ def test_the_function_for_linear_is_there_again_after_a_step_and_after_a_broken_
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpointed_stage_runs_its_blocks_once_more_in_i_and_never_in_w(reentrant: bool) -> None:
-    stage = Checkpointed(1, reentrant=reentrant)
+    stage = Checkpointed(1, reentrant=reentrant, num_blocks=4)
     case = Case(
         generate("zb1p", 2, 3), ordinary_case("zb1p", 2, 3).steps, lambda index: stage if index else block(index)
     )
@@ -151,7 +151,9 @@ def test_a_checkpointed_stage_runs_its_blocks_once_more_in_i_and_never_in_w(reen
     pipeline = run(case, look)
     assert runs == {f"1{kind}{m}": count for kind, count in (("F", 4), ("I", 4), ("W", 0)) for m in range(3)}
     assert pipeline.deferred_weights()[1] > 0.8
-    fresh = Case(case.schedule, case.steps, lambda i: Checkpointed(1, reentrant=reentrant) if i else block(i))
+    fresh = Case(
+        case.schedule, case.steps, lambda i: Checkpointed(1, reentrant=reentrant, num_blocks=4) if i else block(i)
+    )
     assert_bitwise(gradients_by_rank(pipeline), expected_gradients(fresh))
 
 

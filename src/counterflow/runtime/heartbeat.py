@@ -28,7 +28,10 @@ State = Literal["starting", "computing", "waiting", "idle", "closed", "lost"]
 
 @dataclass(frozen=True)
 class Beat:
-    """One sign of life; ``progress`` grows with every change of what the rank is doing, ``count`` with every beat."""
+    """One sign of life; ``progress`` grows with every change of what the rank is doing, ``count`` with every beat.
+
+    Where ``count`` is 0 no beat follows, and silence means nothing: the rank has not begun, or its interpreter ends.
+    """
 
     state: State = "starting"
     doing: str = ""
@@ -100,12 +103,13 @@ class Heartbeat:
     def change(self, state: State, doing: str) -> None:
         """From now on it does this."""
         with self._telling:
-            self._tell(replace(self._beat, state=state, doing=doing, progress=self._beat.progress + 1))
+            progress, count = self._beat.progress + 1, self._beat.count + 1
+            self._tell(Beat(state, doing, progress, count))
 
     def _tell(self, beat: Beat) -> None:
-        self._beat = replace(beat, count=beat.count + 1)
+        self._beat = beat
         try:
-            self._store.set(beat_key(self._rank), json.dumps(asdict(self._beat)))
+            self._store.set(beat_key(self._rank), json.dumps(asdict(beat)))
         except (RuntimeError, ConnectionError):
             # Nobody is left to end this process, and its peers are ending as well.
             print(f"counterflow: rank {self._rank} lost its launcher and ends", file=sys.stderr, flush=True)
@@ -114,11 +118,12 @@ class Heartbeat:
     def _loop(self) -> None:
         while not self._stopped.wait(INTERVAL_S):
             with self._telling:
-                self._tell(self._beat)
+                self._tell(replace(self._beat, count=self._beat.count + 1))
 
     def _stop(self) -> None:
         self._stopped.set()
         self._thread.join()
+        self._tell(replace(self._beat, count=0))
 
 
 @cache

@@ -66,7 +66,7 @@ class _Rank:
 
     @property
     def silent_s(self) -> float:
-        """For how long a rank that has begun to beat has said nothing."""
+        """For how long a rank that has begun to beat, and not announced its end, has said nothing."""
         return time.monotonic() - self.heard_s if self.beat.count else 0.0
 
     @property
@@ -217,7 +217,8 @@ def _watch(ranks: list[_Rank], store: TCPStore, timeout_s: float, poll: Callable
             poll()
         for rank in ranks:
             rank.hear(store)
-        if any(rank.failed or rank.stalled(timeout_s) for rank in ranks):
+        # One that gave up may yet take long to end; the others would wait for it in vain.
+        if any(rank.failed or rank.beat.state == "lost" or rank.stalled(timeout_s) for rank in ranks):
             break
         time.sleep(_POLL_S)
     if all(rank.process.poll() == 0 for rank in ranks):
@@ -249,6 +250,6 @@ def _first_to_fail(ranks: list[_Rank]) -> _Rank:
     still = [rank for rank in standing if rank.beat.state != "waiting" or rank.silent_s > 4 * INTERVAL_S]
     if still:
         # One that never beat may have no part in the pipeline; only if there is no other, it is why they waited.
-        return min(still, key=lambda rank: (rank.beat.count == 0, rank.still_since_s))
+        return min(still, key=lambda rank: (rank.beat.progress == 0, rank.still_since_s))
     left = [rank for rank in ranks if rank.process.poll() == 0]
     return min(left or ranks, key=lambda rank: rank.ended_s or rank.still_since_s)

@@ -141,7 +141,7 @@ class ProcessGroupTransport:
         assert world is not None, "the caller has seen to it that torch.distributed is initialised"
         self.group = group if group is not None else world
         self.rank, self.num_ranks = dist.get_rank(self.group), dist.get_world_size(self.group)
-        self._timeout = timeout = timedelta(seconds=timeout_s)
+        timeout = timedelta(seconds=timeout_s)
         gloo = dist.get_backend(self.group) == "gloo"
         # On NCCL a wait with a timeout blocks the host; there the group's own watchdog keeps the time.
         self._wait_timeout = timeout if gloo else None
@@ -192,19 +192,17 @@ class ProcessGroupTransport:
             PeerError: a rank did not come.
         """
         mine = torch.tensor(numbers, dtype=torch.int64)
-        every = [torch.empty_like(mine) for _ in range(self.num_ranks)]
-        started = time.monotonic()
-        try:
-            work = dist.all_gather(every, mine, group=self.control, async_op=True)
-            assert work is not None, "this rank is in the group"
-            work.wait(self._timeout)
-        except RuntimeError as error:
-            waited_s = time.monotonic() - started
-            raise PeerError(
-                f"rank {self.rank} waited {waited_s:.1f} s for the other ranks to call {what}; one of them died, "
-                f"stalled or never called it ({_reason(error)})"
-            ) from error
+        every = [mine if rank == self.rank else torch.empty_like(mine) for rank in range(self.num_ranks)]
+        others = [rank for rank in range(self.num_ranks) if rank != self.rank]
+        # Not by a collective: that could not tell who is missing, and its thread would outlive the timeout.
+        sends = [self.send(self._call(what, self.rank, other), [mine]) for other in others]
+        receives = [self.receive(self._call(what, other, self.rank), [every[other]]) for other in others]
+        for handle in (*receives, *sends):
+            handle.wait()
         return [row.tolist() for row in every]
+
+    def _call(self, what: str, source: int, target: int) -> Message:
+        return Message(Lane.HEADER, source, target, f"rank {source} to call {what}")
 
 
 class _Works:

@@ -1,4 +1,4 @@
-"""A launcher to be killed: ``launcher.py FOLDER``; its three ranks train for ever."""
+"""A launcher to be killed: ``launcher.py FOLDER HOW``; its three ranks train for ever, or one fails HOW."""
 
 import sys
 
@@ -6,4 +6,4 @@ from counterflow.runtime import launch
 from runtime.processes import command
 
 if __name__ == "__main__":
-    launch(command("fail", sys.argv[1], "train", "1f1b", 60), 3)
+    launch(command("fail", *sys.argv[1:], "1f1b", 60), 3)
