@@ -1,5 +1,6 @@
 """Whatever befalls a rank, the whole job ends in time, says who failed first and at what, and leaves nobody behind."""
 
+import os
 import re
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from counterflow.errors import CounterflowError, LaunchError
 from counterflow.runtime import launch
@@ -136,6 +138,35 @@ def test_when_the_launcher_ends_so_do_its_ranks(number: signal.Signals, how: str
     finally:
         launcher.kill()
         launcher.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["raise", "kill", "stop", "sleep", "stay away", "never arrive"])
+def test_without_a_launcher_the_others_end_by_themselves(how: str, tmp_path: Path) -> None:
+    """As under torchrun: no heartbeat, and nobody who kills."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    settings = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    settings |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    ranks = []
+    try:
+        with surroundings():
+            for rank in range(3):
+                ranks.append(
+                    subprocess.Popen(
+                        command("fail", tmp_path, how, "1f1b", TIMEOUT_S),
+                        env={**os.environ, **settings, "RANK": str(rank)},
+                        stderr=subprocess.PIPE,
+                    )
+                )
+        said = [ranks[rank].communicate(timeout=60)[1].decode() for rank in (0, 2)]
+        assert time.time() - (tmp_path / "failed").stat().st_mtime < TIMEOUT_S + SLACK_S
+        assert [ranks[rank].returncode for rank in (0, 2)] == [1, 1]
+        for rank, text in zip((0, 2), said, strict=True):
+            assert re.search(rf"PeerError: rank {rank} waited \d+\.\d s for .+: rank 1 died or stalled \(", text)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
 
 
 # --- the launcher alone -------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ from counterflow.runtime.heartbeat import INTERVAL_S, STORE_VARIABLE, Beat, beat
 _POLL_S = 0.05
 _GRACE_S = 1.0
 """After the first failure the others get this long to say what they waited for."""
+_END_S = 10.0
+"""A rank whose interpreter ends gets this long to do so, for then it is known how; its peers have lost it earlier."""
 
 
 @dataclass
@@ -63,6 +65,11 @@ class _Rank:
     def alive(self) -> bool:
         """Whether its process is there; it may be stopped."""
         return self.process.poll() is None
+
+    @property
+    def ending(self) -> bool:
+        """Alive, but past its last beat, and not because it gave up on a peer."""
+        return self.alive and self.beat.progress > 0 and self.beat.count == 0 and self.beat.state != "lost"
 
     @property
     def silent_s(self) -> float:
@@ -223,8 +230,8 @@ def _watch(ranks: list[_Rank], store: TCPStore, timeout_s: float, poll: Callable
         time.sleep(_POLL_S)
     if all(rank.process.poll() == 0 for rank in ranks):
         return
-    deadline = time.monotonic() + _GRACE_S
-    while time.monotonic() < deadline:
+    broke_s = time.monotonic()
+    while time.monotonic() < broke_s + (_END_S if any(rank.ending for rank in ranks) else _GRACE_S):
         for rank in ranks:
             rank.hear(store)
         time.sleep(_POLL_S)

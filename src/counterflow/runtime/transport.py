@@ -149,7 +149,7 @@ class ProcessGroupTransport:
         self._pair_groups: dict[tuple[Lane, int, int], dist.ProcessGroup] = {}
         if not gloo:
             members = dist.get_process_group_ranks(self.group)
-            self.control = dist.new_group(members, timeout=timeout, backend="gloo")
+            self.control = dist.new_group(members, timeout=timeout, backend="gloo", use_local_synchronization=True)
             for source, target in sorted(pairs):
                 if self.rank in (source, target):
                     ranks = sorted((members[source], members[target]))

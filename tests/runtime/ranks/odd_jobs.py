@@ -5,10 +5,12 @@ JOB is one of the functions below. Every rank leaves its process id in ``pid-r``
 
 import atexit
 import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -39,9 +41,10 @@ def fail_in(folder: Path, name: str, who: str, where: str, how: str, timeout_s: 
 
 
 def fail_at(stage: nn.Module, part: Action, case: Case, rank: int, fail: Callable[[], None]) -> None:
-    """In the second pass over the row: a linear's bias has its gradient in B and I, its weight in W."""
+    """In the second pass over the row: a linear's bias gets its gradients in B and I, its weight in B and W."""
+    kinds = {Kind.F: "F", Kind.B: "BW", Kind.I: "BI", Kind.W: "BW"}[part.kind]
     parts = [p for action in case.schedule.rows[rank] for p in action.parts]
-    alike = [p for p in parts if (p.kind, p.stage) == (part.kind, part.stage)]
+    alike = [p for p in parts if p.stage == part.stage and p.kind in kinds]
     left = len(alike) + alike.index(part) + 1
 
     def passing(*_: object) -> None:
@@ -54,7 +57,7 @@ def fail_at(stage: nn.Module, part: Action, case: Case, rank: int, fail: Callabl
     if part.kind is Kind.F:
         stage.register_forward_pre_hook(passing)
     else:
-        (linear.weight if part.kind is Kind.W else linear.bias).register_hook(passing)
+        (linear.bias if part.kind is Kind.I else linear.weight).register_hook(passing)
 
 
 class ExchangingTwins(ProcessGroupTransport):
@@ -102,6 +105,21 @@ def two_pipelines_and_an_onlooker(folder: Path) -> None:
             pipeline.step(data.inputs, data.targets)
 
 
+def raise_and_linger(folder: Path, seconds: str) -> None:
+    """Rank 1 raises; on its way out its peers lose it long before it has ended."""
+
+    def linger() -> None:
+        for number in os.listdir("/proc/self/fd"):
+            with suppress(OSError), socket.socket(fileno=os.dup(int(number))) as connection:
+                connection.getpeername()  # which a listening one has not, and gloo would miss that
+                connection.shutdown(socket.SHUT_RDWR)
+        time.sleep(float(seconds))
+
+    if dist.get_rank() == 1:
+        atexit.register(linger)
+    fail_in(folder, "1f1b/2/3", "1", "1F1", "raise", "30")
+
+
 def end_well(folder: Path, seconds: str) -> None:
     """Rank 0 closes its pipeline and is busy with something else for a while; the other does not even close it."""
 
@@ -119,13 +137,17 @@ def end_well(folder: Path, seconds: str) -> None:
         time.sleep(float(seconds))
 
 
-JOBS = {job.__name__: job for job in (fail_in, fail_among_twins, two_pipelines_and_an_onlooker, end_well)}
+JOBS = {
+    job.__name__: job for job in (fail_in, fail_among_twins, two_pipelines_and_an_onlooker, raise_and_linger, end_well)
+}
 
 
 def main(folder_name: str, job: str, *arguments: str) -> None:
     torch.set_num_threads(1)
     folder = Path(folder_name)
     (folder / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()), encoding="utf-8")
+    # The first backward loads half of torch; on a busy machine the others would lose patience meanwhile.
+    torch.ones(1, requires_grad=True).backward(torch.ones(1))
     dist.init_process_group("gloo")
     JOBS[job](folder, *arguments)
 
