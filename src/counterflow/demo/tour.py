@@ -167,7 +167,7 @@ def _median_step(steps: list[Step]) -> Step:
 def _rivals(schedule: Schedule, costs: Costs) -> tuple[dict[str, Step], dict[str, str]]:
     """What the same stages would take under other schedules; where that cannot be said, why."""
     rivals, without = {}, {}
-    for name in RIVALS:
+    for name in (name for name in RIVALS if name != schedule.name):
         try:
             rival = generate(name, schedule.num_stages, schedule.num_microbatches)
             rivals[name] = Step.of(simulate(rival, costs))
