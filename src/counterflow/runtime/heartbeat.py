@@ -77,7 +77,7 @@ class Heartbeat:
     """Tells the launcher's store what this process does: at each change, and every fifth of a second from a thread.
 
     A change is told before the rank goes on, so that even after a kill the store knows the last action. That costs
-    about a tenth of a millisecond, and only ranks started by ``launch`` pay it. It beats until the process ends, and
+    a round trip to the store, and only ranks started by ``launch`` pay it. It beats until the process ends, and
     for all pipelines of the process, so that silence and standing still have one meaning.
     """
 
