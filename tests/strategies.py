@@ -56,6 +56,7 @@ def legal_sizes(most_ranks: int, most_microbatches: int) -> list[tuple[str, int,
         for num_microbatches in range(1, most_microbatches + 1)
         if not name.startswith("dualpipe") or num_microbatches >= 2 * num_ranks
         if name != "dualpipe" or num_ranks % 2 == num_microbatches % 2 == 0
+        if not name.startswith("interleaved") or num_microbatches % max(1, num_microbatches // num_ranks) == 0
     ]
 
 
@@ -150,6 +151,7 @@ def costs_of(draw: st.DrawFn, num_stages: int) -> Costs:
         transfer_bytes=draw(bytes_),
         freed_at_input_bytes=draw(bytes_),
         freed_at_weight_bytes=draw(bytes_),
+        twins_us=draw(st.just(0.0) | for_stages(durations_us)),
     )
 
 

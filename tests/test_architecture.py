@@ -16,11 +16,12 @@ import counterflow
 
 SOURCE = Path(counterflow.__file__).parent
 
-BASE = {"errors", "files", "timeline"}
+BASE = {"errors", "files", "loops", "timeline"}
 PLANS = BASE | {"schedule", "experts"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "loops": set(),
     "timeline": {"errors", "files"},
     "schedule": BASE,
     "experts": BASE,
@@ -47,9 +48,11 @@ ROOM_OF_PUBLIC_NAME = {
     "dualpipe": "schedule",
     "dualpipev": "schedule",
     "gpipe": "schedule",
+    "interleaved_1f1b": "schedule",
     "one_f_one_b": "schedule",
     "simulate": "simulator",
     "zb1p": "schedule",
+    "zbv": "schedule",
 }
 
 HEAVY = ("numpy", "numba", "msgspec", "typer", "rich", "torch", "jinja2")

@@ -12,6 +12,7 @@ import pytest
 from counterflow import Costs, Schedule, __version__, dualpipe, gpipe, one_f_one_b, simulate
 from counterflow.cli import main
 from counterflow.report import schedule_svg
+from counterflow.report.png import has_font
 from counterflow.schedule import as_dict, from_csv, from_text, to_csv, to_json, to_text
 from counterflow.simulator import write_costs
 from counterflow.timeline import read_chrome
@@ -47,8 +48,9 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Run:
         printed = capsys.readouterr()
         assert (code, printed.out) == (2, "")
         assert printed.err.startswith("counterflow: ")
-        assert printed.err.count("\n") == 1
-        return printed.err.removeprefix("counterflow: ").rstrip("\n")
+        sentence, *notes = printed.err.removeprefix("counterflow: ").splitlines()
+        assert all(note.startswith("    rank ") for note in notes)
+        return sentence
 
     return run
 
@@ -92,6 +94,7 @@ def test_check_says_that_a_file_runs_and_how_large_it_is(out: Run, tmp_path: Pat
         "num_microbatches": 3,
         "actions": 24,
         "transfers": 18,
+        "channels": "rendezvous",
         "runs": True,
     }
 
@@ -103,14 +106,38 @@ def test_a_file_that_would_not_run_is_refused_by_its_name(refusal: Run, tmp_path
     assert refusal(*verb, file) == f"{file}: rank 1, step 0: 1B0 stands before its forward 1F0; move it behind"
 
 
+def test_below_a_refusal_the_cells_are_marked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "bad.txt"
+    file.write_text("0F0 0B0 0F1 0B1\n1F1 1B1 1F0 1B0")
+    assert main(["check", str(file)]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "    rank 0, steps 0 to 3: 0F0 >0B0< 0F1  0B1",
+        "    rank 1, steps 0 to 3:>1F1< 1B1  1F0  1B0",
+    ]
+
+
+def test_check_tells_what_the_channels_and_the_memory_allow(out: Run, refusal: Run, tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text(to_csv(gpipe(2, 3)))
+    assert "runs" in out("check", file, "--channels", "buffered", "--most-activations", "3")
+    assert "deadlock: rank 0 at step" in refusal("check", file, "--channels", "nccl")
+    assert "0F2 would be activation 3 on its rank" in refusal("check", file, "--most-activations", "2")
+    assert refusal("check", file, "--channels", "x").endswith("it is one of rendezvous, buffered, nccl, nccl-pair")
+
+
 # --- simulate -----------------------------------------------------------------------------------------------
 
 
 def test_simulate_prints_one_row_of_figures_for_each_rank(out: Run) -> None:
     lines = out("simulate", *DUALPIPE).splitlines()
     assert lines[0] == "dualpipe: 4 ranks, 4 stages, 8 micro-batches; the step takes 26 µs"
-    assert re.split(r"\s{2,}", lines[2]) == ["rank", "busy µs", "bubble µs", "bubble %", "peak activations"]
-    assert [line.split() for line in lines[3:]] == [[str(rank), "24", "2", "7.7", "5"] for rank in range(4)]
+    heads = ["rank", "busy µs", "bubble µs", "bubble %", "warm-up", "steady", "cool-down", "peak activations"]
+    assert re.split(r"\s{2,}", lines[2]) == heads
+    phases = [["0", "2", "0"], ["1", "0", "1"], ["1", "0", "1"], ["0", "2", "0"]]
+    assert [line.split() for line in lines[3:7]] == [
+        [str(rank), "24", "2", "7.7", *phases[rank], "5"] for rank in range(4)
+    ]
+    assert lines[8].startswith("critical path: rank 0 0F0 → rank 1 ")
 
 
 def test_simulate_as_json(out: Run) -> None:
@@ -123,8 +150,24 @@ def test_simulate_as_json(out: Run) -> None:
         "makespan_us": 9.0,
         "busy_us": [6.0, 6.0],
         "bubble_us": [3.0, 3.0],
+        "warm_up_us": [2.0, 1.0],
+        "steady_us": [0.0, 0.0],
+        "cool_down_us": [1.0, 2.0],
+        "twins_us": [0.0, 0.0],
         "peak_activations": [2, 1],
         "peak_activation_bytes": None,
+        "critical_path": [
+            {"rank": rank, "action": action, "start_us": start_us, "end_us": end_us}
+            for rank, action, start_us, end_us in [
+                (0, "0F0", 0, 1),
+                (1, "1F0", 1, 2),
+                (1, "1B0", 2, 4),
+                (1, "1F1", 4, 5),
+                (1, "1B1", 5, 7),
+                (0, "0B1", 7, 9),
+            ]
+        ],
+        "slack_us": [[0, 2, 1, 0], [0, 0, 0, 0]],
         "timeline": None,
     }
 
@@ -140,7 +183,7 @@ def test_bytes_are_told_when_the_costs_state_sizes(out: Run, tmp_path: Path) -> 
     write_costs(Costs(forward_us=1, backward_us=2, freed_at_weight_bytes=2_500_000), file)
     sizes = ["1f1b", "--ranks", "2", "--microbatches", "2", "--costs", file]
     assert json.loads(out("simulate", *sizes, "--json"))["peak_activation_bytes"] == [5_000_000, 2_500_000]
-    table = out("simulate", *sizes).splitlines()[2:]
+    table = out("simulate", *sizes).splitlines()[2:5]
     assert [line.split()[-1] for line in table] == ["MB", "5", "2.5"]
 
 
@@ -149,7 +192,15 @@ def test_a_rank_without_actions_has_its_row(out: Run, tmp_path: Path) -> None:
     file.write_text(json.dumps({"num_stages": 1, "num_microbatches": 1, "ranks": [["0F0", "0B0"], []]}))
     figures = json.loads(out("simulate", file, "--json"))
     assert (figures["busy_us"], figures["bubble_us"]) == ([3.0, 0.0], [0.0, 3.0])
-    assert out("simulate", file).splitlines()[-1].split() == ["1", "0", "3", "100.0", "0"]
+    assert out("simulate", file).splitlines()[4].split() == ["1", "0", "3", "100.0", "0", "3", "0", "0"]
+
+
+def test_the_sums_of_twins_are_told_where_they_cost(out: Run, tmp_path: Path) -> None:
+    file = tmp_path / "costs.json"
+    write_costs(Costs(1, 2, None, 1, 3, twins_us=0.5), file)
+    figures = json.loads(out("simulate", *DUALPIPE, "--costs", file, "--json"))
+    assert (figures["twins_us"], figures["makespan_us"]) == ([1.0] * 4, 27.0)
+    assert "twins µs" in out("simulate", *DUALPIPE, "--costs", file)
 
 
 @pytest.mark.parametrize(
@@ -166,51 +217,6 @@ def test_a_rank_without_actions_has_its_row(out: Run, tmp_path: Path) -> None:
 def test_a_cost_that_is_not_given_follows_from_those_that_are(out: Run, options: list[str], costs: Costs) -> None:
     makespan_us = json.loads(out("simulate", *DUALPIPE, *options, "--json"))["makespan_us"]
     assert makespan_us == simulate(dualpipe(4, 8), costs).makespan_ns / 1000
-
-
-# --- compare ------------------------------------------------------------------------------------------------
-
-
-def test_compare_as_json_has_the_keys_that_others_rely_on(out: Run) -> None:
-    data = json.loads(out("compare", "--ranks", "8", "--microbatches", "20", "--overlapped-us", "2.4", "--json"))
-    assert [row["name"] for row in data["schedules"]] == ["gpipe", "1f1b", "zb1p", "dualpipe", "dualpipev"]
-    row = data["schedules"][3]
-    assert (
-        row.items()
-        >= {
-            "num_ranks": 8,
-            "makespan_us": 57.6,
-            "bubble_formula_us": 4.2,
-            "formula_exact": True,
-            "parameters_per_rank": 2,
-        }.items()
-    )
-    assert len(row["bubble_us"]) == 8
-    assert max(row["bubble_us"]) == 4.2
-    assert row["peak_activations"] == [9] * 8
-    assert data["skipped"] == {}
-
-
-def test_compare_prints_a_table_and_what_it_is_honest_to_add(out: Run) -> None:
-    printed = out("compare", "--ranks", "8", "--microbatches", "20", "--overlapped-us", "2.4")
-    rows = {line.split()[0]: re.split(r"\s{2,}", line) for line in printed.splitlines()[:6]}
-    assert rows["1f1b"] == ["1f1b", "8", "81", "21", "(S-1)(F+B)", "21", "yes", "1 to 8", "1 stage"]
-    assert rows["dualpipev"][1:4] == ["4", "105.6", "3 to 4.2"]
-    assert "the rank with the largest bubble" in printed
-    assert "dualpipev runs the same number of stages on half as many devices" in printed
-
-
-def test_compare_says_which_schedules_do_not_exist_at_these_sizes(out: Run) -> None:
-    assert "dualpipe is left out: dualpipe got 5 ranks" in out("compare", "--ranks", "5", "--microbatches", "20")
-    data = json.loads(out("compare", "--ranks", "5", "--microbatches", "20", "--json"))
-    assert data["skipped"].keys() == {"dualpipe", "dualpipev"}
-
-
-def test_compare_has_no_formula_where_stages_differ(out: Run, tmp_path: Path) -> None:
-    write_costs(Costs(forward_us=(1, 3), backward_us=(2, 6), weight_us=1), tmp_path / "costs.json")
-    costs = ["--ranks", "2", "--microbatches", "4", "--costs", tmp_path / "costs.json"]
-    assert {row["formula_exact"] for row in json.loads(out("compare", *costs, "--json"))["schedules"]} == {None}
-    assert re.split(r"\s{2,}", out("compare", *costs).splitlines()[1])[5:7] == ["-", "-"]
 
 
 # --- draw ---------------------------------------------------------------------------------------------------
@@ -231,6 +237,35 @@ def test_draw_takes_a_file_its_forwards_and_costs(out: Run, tmp_path: Path) -> N
     assert "step 35 µs" in picture
 
 
+def test_draw_fixes_the_theme_and_adds_memory_when_asked(out: Run, tmp_path: Path) -> None:
+    out("draw", *DUALPIPE, "--theme", "dark", "--memory", "-o", tmp_path / "dark.svg")
+    picture = (tmp_path / "dark.svg").read_text(encoding="utf-8")
+    assert "@media" not in picture
+    assert "rank 3 holds at most 5 activations at once" in picture
+
+
+def test_memory_is_drawn_in_bytes_when_the_costs_state_sizes(out: Run, tmp_path: Path) -> None:
+    write_costs(Costs(forward_us=1, backward_us=2, freed_at_weight_bytes=2_500_000), tmp_path / "costs.json")
+    sizes = ["1f1b", "--ranks", "2", "--microbatches", "2", "--costs", tmp_path / "costs.json"]
+    out("draw", *sizes, "--memory", "-o", tmp_path / "bytes.svg")
+    assert "rank 0 holds at most 5 MB at once" in (tmp_path / "bytes.svg").read_text(encoding="utf-8")
+
+
+def test_draw_writes_a_png(out: Run, tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    if not has_font():
+        pytest.skip("needs a font")
+    assert out("draw", *DUALPIPE, "-o", tmp_path / "dualpipe.png").startswith(f"wrote {tmp_path / 'dualpipe.png'}: ")
+    assert (tmp_path / "dualpipe.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_draw_without_a_file_prints_the_schedule(out: Run) -> None:
+    printed = out("draw", *DUALPIPE)
+    assert "\x1b" not in printed
+    assert "rank 3  F4 F5 F6 F0 I0 W0 F1 F7&B1--- " in printed
+    assert json.loads(out("draw", *DUALPIPE, "--json"))["file"] is None
+
+
 # --- bad input ----------------------------------------------------------------------------------------------
 
 
@@ -239,7 +274,7 @@ def test_draw_takes_a_file_its_forwards_and_costs(out: Run, tmp_path: Path) -> N
     [
         (
             "schedule dualpip",
-            "'dualpip' is neither a schedule nor a file; the schedules are gpipe, 1f1b, zb1p, dualpipe",
+            "'dualpip' is neither a schedule nor a file; the schedules are gpipe, 1f1b, interleaved-1f1b,",
         ),
         ("schedule dualpipe", "dualpipe needs its sizes; give --ranks and --microbatches"),
         ("simulate dualpipe --ranks 8", "dualpipe needs its sizes; give --ranks and --microbatches"),
@@ -264,8 +299,9 @@ def test_draw_takes_a_file_its_forwards_and_costs(out: Run, tmp_path: Path) -> N
         ("simulate good.csv -o good.csv/t.json", "good.csv/t.json cannot be written ("),
         ("compare --ranks 8", "Missing option '--microbatches'; see counterflow compare --help"),
         ("compare --ranks 0 --microbatches 4", "gpipe got 0 ranks; it needs at least 1"),
-        ("draw good.csv", "Missing option '--output' / '-o'; see counterflow draw --help"),
-        ("draw good.csv -o good.png", "good.png ends in '.png'; a schedule is drawn as .svg"),
+        ("draw good.csv -o good.jpg", "good.jpg ends in '.jpg'; a schedule is drawn as .svg or .png"),
+        ("draw good.csv --theme dark", "draw got --theme dark and no picture to draw; give -o with an .svg or .png"),
+        ("draw good.csv --theme blue -o good.svg", "Invalid value for '--theme': "),
         ("draw good.csv -o good.csv/x.svg", "good.csv/x.svg cannot be written ("),
         ("drow", "No such command 'drow'"),
     ],
@@ -330,10 +366,10 @@ def test_in_a_pipe_a_table_is_plain_and_whole() -> None:
     assert run.returncode == 0
     assert "\x1b" not in printed
     assert "…" not in printed
-    rows = printed.split("\n\n")[0].splitlines()
-    assert [row.split()[0] for row in rows] == ["schedule", "gpipe", "1f1b", "zb1p", "dualpipe", "dualpipev"]
+    rows = printed.split("\n\n")[1].splitlines()
+    assert {"gpipe", "1f1b", "zb1p", "dualpipe", "dualpipev"} < {row.split()[0] for row in rows}
     assert {len(row) for row in rows} == {len(rows[0])}
-    assert rows[0].endswith("parameters")
+    assert rows[0].endswith("× bound")
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

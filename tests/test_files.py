@@ -23,7 +23,7 @@ def test_an_old_file_is_replaced(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "new"
 
 
-@pytest.mark.parametrize("failing", ["write_text", "replace"])
+@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from counterflow import Costs, dualpipe, simulate
+from counterflow import Costs, Schedule, dualpipe, dualpipev, simulate
 from counterflow.cli import main
 from counterflow.report import schedule_svg
 
@@ -28,11 +28,12 @@ def test_a_command_in_the_readme_prints_what_stands_below_it(capsys: pytest.Capt
         assert capsys.readouterr().out == printed
 
 
-def test_the_picture_in_the_readme_is_what_draw_makes() -> None:
-    schedule = dualpipe(8, 20)
-    picture = (ROOT / "docs" / "dualpipe.svg").read_text(encoding="utf-8")
+@pytest.mark.parametrize("schedule", [dualpipe(8, 20), dualpipev(4, 10)], ids=lambda schedule: schedule.name)
+def test_the_pictures_in_docs_are_what_draw_makes(schedule: Schedule) -> None:
+    picture = (ROOT / "docs" / f"{schedule.name}.svg").read_text(encoding="utf-8")
     assert picture == schedule_svg(schedule, simulate(schedule, Costs())), (
-        "draw it again: counterflow draw dualpipe --ranks 8 --microbatches 20 -o docs/dualpipe.svg"
+        f"draw it again: counterflow draw {schedule.name} --ranks {schedule.num_ranks} "
+        f"--microbatches {schedule.num_microbatches} -o docs/{schedule.name}.svg"
     )
 
 

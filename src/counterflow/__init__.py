@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from counterflow.errors import CounterflowError
-    from counterflow.schedule import Action, Schedule, check, dualpipe, dualpipev, gpipe, one_f_one_b, zb1p
+    from counterflow.schedule import (
+        Action,
+        Schedule,
+        check,
+        dualpipe,
+        dualpipev,
+        gpipe,
+        interleaved_1f1b,
+        one_f_one_b,
+        zb1p,
+        zbv,
+    )
     from counterflow.simulator import Costs, compare, simulate
     from counterflow.timeline import Timeline
 
@@ -25,9 +36,11 @@ __all__ = [
     "dualpipe",
     "dualpipev",
     "gpipe",
+    "interleaved_1f1b",
     "one_f_one_b",
     "simulate",
     "zb1p",
+    "zbv",
 ]
 
 _ROOM_OF = {
@@ -41,9 +54,11 @@ _ROOM_OF = {
     "dualpipe": "schedule",
     "dualpipev": "schedule",
     "gpipe": "schedule",
+    "interleaved_1f1b": "schedule",
     "one_f_one_b": "schedule",
     "simulate": "simulator",
     "zb1p": "schedule",
+    "zbv": "schedule",
 }
 
 

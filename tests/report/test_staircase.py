@@ -14,10 +14,14 @@ from counterflow.timeline import Span
 
 
 def drawing_of(name: str) -> tuple[int, int, str]:
-    """Ranks, micro-batches and literal block of a generator's docstring."""
-    docstring = inspect.getdoc(GENERATORS[name]) or ""
-    sizes = re.search(r"^(\d+) ranks, (\d+) micro-batches[^:]*::$", docstring, re.MULTILINE)
-    assert sizes, f"the docstring of {name} needs its sizes, as in '3 ranks, 4 micro-batches', and its staircase"
+    """Ranks, micro-batches and literal block of a generator's docstring; one with an option set has its own."""
+    generator = GENERATORS[name]
+    option = "".join(f" with ``{key}``" for key in getattr(generator, "keywords", ()))
+    docstring = inspect.getdoc(getattr(generator, "func", generator)) or ""
+    sizes = re.search(rf"^(\d+) ranks, (\d+) micro-batches{option},[^:]*::$", docstring, re.MULTILINE)
+    assert sizes, (
+        f"the docstring of {name} needs its sizes, as in '3 ranks, 4 micro-batches{option},', and its staircase"
+    )
     block = re.match(r"\n\n((?:    .*\n)+)", docstring[sizes.end() :])
     assert block, f"an indented staircase has to follow the '::' in the docstring of {name}"
     return int(sizes[1]), int(sizes[2]), textwrap.dedent(block[1]).rstrip()

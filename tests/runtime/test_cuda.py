@@ -11,7 +11,10 @@ from runtime.cases import Case, assert_bitwise, block, expected_gradients, gradi
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 
-SIZES = [("gpipe", 2, 3), ("1f1b", 4, 6), ("zb1p", 3, 5), ("dualpipe", 4, 8), ("dualpipev", 1, 4), ("dualpipev", 2, 5)]
+SIZES = [
+    *(("gpipe", 2, 3), ("1f1b", 4, 6), ("interleaved-1f1b-overlap", 2, 4), ("zb1p", 3, 5), ("zb2p", 3, 5)),
+    *(("zbv", 3, 5), ("v-half", 2, 4), ("v-min", 4, 5), ("dualpipe", 4, 8), ("dualpipev", 1, 4), ("dualpipev", 2, 5)),
+]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "-".join(map(str, size)))

@@ -25,22 +25,14 @@ from runtime.cases import (
     whole_batch_gradients,
 )
 from runtime.processes import run_cases
-from strategies import random_runnable
-
-LEAST = {"gpipe": 1, "1f1b": 1, "zb1p": 1, "dualpipe": 2, "dualpipev": 2}
-"""Micro-batches for each rank; 1 stands for no limit, so fewer than ranks are tried as well."""
+from strategies import legal_sizes, random_runnable
 
 
 def sizes() -> list[tuple[str, int, int]]:
-    free = {1: (1, 4), 2: (1, 2, 5), 3: (2, 7), 4: (3, 4, 9), 8: (5, 17)}
-    paired = {1: (2, 5), 2: (4, 8), 3: (6, 8), 4: (8, 14), 8: (16, 20)}
-    return [
-        (name, num_ranks, num_microbatches)
-        for name, least in LEAST.items()
-        for num_ranks, counts in (free if least == 1 else paired).items()
-        for num_microbatches in counts
-        if name != "dualpipe" or num_ranks % 2 == 0
-    ]
+    """For every schedule those of these that it exists for; fewer micro-batches than ranks are tried as well."""
+    counts = {1: (1, 2, 5), 2: (1, 4, 5), 3: (2, 6, 7), 4: (3, 8, 10), 8: (5, 16, 20)}
+    wanted = {(num_ranks, num_microbatches) for num_ranks in counts for num_microbatches in counts[num_ranks]}
+    return [size for size in legal_sizes(most_ranks=8, most_microbatches=20) if size[1:] in wanted]
 
 
 @pytest.mark.parametrize(("name", "num_ranks", "num_microbatches"), sizes())
@@ -86,12 +78,18 @@ def test_any_runnable_schedule_gives_these_gradients(
 # Cases that share the processes of one job. 3 ranks have no DualPipe; the weights of convolutions are strided.
 JOBS = {
     2: ["gpipe/2/3", "1f1b/2/1", "1f1b/2/6", "zb1p/2/5", "dualpipe/2/6", "dualpipev/2/5", "dualpipe/2/4/convolutions"],
-    4: ["gpipe/4/3", "1f1b/4/9", "zb1p/4/3", "dualpipe/4/10", "dualpipev/4/8"],
+    4: [
+        *("gpipe/4/3", "1f1b/4/9", "interleaved-1f1b/4/4", "interleaved-1f1b-overlap/4/8", "zb1p/4/3", "zb2p/4/8"),
+        *("zbv/4/5", "v-half/4/6", "v-min/4/4", "dualpipe/4/10", "dualpipev/4/8"),
+    ],
 }
 LONG_JOBS = {
     1: ["gpipe/1/3", "1f1b/1/3", "zb1p/1/4", "dualpipev/1/5"],
     3: ["gpipe/3/4", "1f1b/3/2", "1f1b/3/7", "zb1p/3/2", "zb1p/3/8", "dualpipev/3/7"],
-    8: ["gpipe/8/10", "1f1b/8/5", "1f1b/8/20", "zb1p/8/20", "dualpipe/8/16", "dualpipe/8/20", "dualpipev/8/17"],
+    8: [
+        *("gpipe/8/10", "1f1b/8/5", "1f1b/8/20", "interleaved-1f1b-overlap/8/16", "zb1p/8/20", "zb2p/8/20", "zbv/8/12"),
+        *("v-half/8/20", "v-min/8/9", "dualpipe/8/16", "dualpipe/8/20", "dualpipev/8/17"),
+    ],
 }
 
 

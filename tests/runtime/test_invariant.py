@@ -11,7 +11,7 @@ from torch import nn
 
 from counterflow import Costs, Schedule, simulate
 from counterflow.runtime import Pipeline, VirtualClock
-from counterflow.schedule import generate
+from counterflow.schedule import GENERATORS, generate
 from strategies import costs_of, generated_schedules, random_schedules
 
 UNEVEN = {"latency_us": 0.7, "bandwidth_gb_per_s": 2, "transfer_bytes": 1300}
@@ -57,7 +57,7 @@ def test_so_does_evaluation(case: tuple[Schedule, Costs]) -> None:
     assert pipeline.timeline == simulate(schedule.forward_only(), costs)
 
 
-@pytest.mark.parametrize("name", ["gpipe", "1f1b", "zb1p", "dualpipe", "dualpipev"])
+@pytest.mark.parametrize("name", GENERATORS)
 @pytest.mark.parametrize(("num_ranks", "num_microbatches"), [(8, 20), (8, 16), (6, 14)])
 def test_so_do_the_larger_ones_with_unequal_stages(name: str, num_ranks: int, num_microbatches: int) -> None:
     schedule = generate(name, num_ranks, num_microbatches)
@@ -66,6 +66,7 @@ def test_so_do_the_larger_ones_with_unequal_stages(name: str, num_ranks: int, nu
         forward_us=tuple(1 + 0.1 * stage for stage in stages),
         backward_us=tuple(2 + 0.3 * stage for stage in stages),
         weight_us=tuple(1 + 0.05 * stage for stage in stages),
+        twins_us=tuple(0.5 + 0.1 * stage for stage in stages),
         **UNEVEN,
     )
     pipeline, data = tiny_pipeline(schedule, costs)

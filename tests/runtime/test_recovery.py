@@ -13,6 +13,7 @@ class Breaking(WallClock):
     """Raises when ``rank`` has run ``action``, once."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.rank, self.action = -1, ""
 
     def set_to(self, rank: int, action: Action) -> None:

@@ -14,6 +14,7 @@ from counterflow import CounterflowError, Schedule
 from counterflow.errors import PipelineError
 from counterflow.runtime import Pipeline
 from counterflow.schedule import GENERATORS, generate
+from counterflow.timeline import TWINS_OF
 from runtime.cases import (
     Case,
     Step,
@@ -28,7 +29,10 @@ from runtime.cases import (
 )
 from runtime.processes import run_ranks
 
-SIZES = [("gpipe", 3, 4), ("1f1b", 3, 2), ("zb1p", 3, 4), ("dualpipe", 4, 8), ("dualpipev", 2, 5)]
+SIZES = [
+    *(("gpipe", 3, 4), ("1f1b", 3, 2), ("interleaved-1f1b", 3, 3), ("interleaved-1f1b-overlap", 2, 4), ("zb1p", 3, 4)),
+    *(("zb2p", 3, 4), ("zbv", 2, 3), ("v-half", 3, 4), ("v-min", 2, 5), ("dualpipe", 4, 8), ("dualpipev", 2, 5)),
+]
 
 
 # --- losses and outputs -------------------------------------------------------------------------------------
@@ -224,7 +228,9 @@ def test_the_timeline_is_that_of_the_last_step_of_either_kind() -> None:
     ):
         call(data.inputs, data.targets)
         assert pipeline.gather_timeline() == pipeline.timeline
-        assert names_by_rank(pipeline.timeline, 2) == [[str(action) for action in row] for row in schedule.rows]
+        sums = [TWINS_OF.format(stage) for stage in (0, 1)] if schedule.mode == "train" else []
+        rows = [[str(action) for action in row] + sums for row in schedule.rows]
+        assert names_by_rank(pipeline.timeline, 2) == rows
 
 
 def names_by_rank(timeline: Any, num_ranks: int) -> list[list[str]]:

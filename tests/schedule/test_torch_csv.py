@@ -2,14 +2,27 @@
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 
-from counterflow import Schedule, check, dualpipe, dualpipev, gpipe, one_f_one_b, zb1p
-from counterflow.schedule import from_csv, to_csv
+from counterflow import (
+    Costs,
+    Schedule,
+    check,
+    dualpipe,
+    dualpipev,
+    gpipe,
+    interleaved_1f1b,
+    one_f_one_b,
+    simulate,
+    zb1p,
+    zbv,
+)
+from counterflow.schedule import from_csv, read_schedule, to_csv, v_half, v_min, zb2p
 from strategies import schedules_read_off_rows
 
 
@@ -62,21 +75,26 @@ def test_torch_reads_every_cell_that_we_write_and_writes_it_back(schedules, sche
                 )
 
 
-@pytest.mark.parametrize("ours", [gpipe(4, 8), one_f_one_b(4, 8), zb1p(4, 8), zb1p(3, 2)], ids=lambda ours: ours.name)
+INTERLEAVED_SIZES = [
+    (num_ranks, num_microbatches)
+    for num_ranks in range(1, 7)
+    for num_microbatches in range(1, 19)
+    if num_microbatches % max(1, num_microbatches // num_ranks) == 0
+]
+STRAIGHT = [gpipe(4, 8), one_f_one_b(4, 8), zb1p(4, 8), zb1p(3, 2), zb2p(3, 8)]
+LOOPED = [interleaved_1f1b(4, 8), interleaved_1f1b(4, 10, chunks=3), interleaved_1f1b(3, 6, overlap=True)]
+V_SHAPED = [zbv(4, 11), zbv(3, 2), v_half(4, 8), v_min(5, 8), dualpipev(4, 11)]
+
+
+@pytest.mark.parametrize("ours", STRAIGHT + LOOPED + V_SHAPED, ids=lambda ours: ours.name)
 def test_torchs_runtime_loads_our_file_in_place_of_its_own_order(schedules, ours: Schedule, tmp_path: Path) -> None:
-    path = tmp_path / "ours.csv"
+    path, back = tmp_path / "ours.csv", tmp_path / "back.csv"
     path.write_text(to_csv(ours), encoding="utf-8")
-    runtime = torch_schedule(schedules, "Interleaved1F1B", ours.num_ranks, 1, ours.num_microbatches)
+    name = "ZBVZeroBubble" if ours in V_SHAPED else "Interleaved1F1B"
+    runtime = torch_schedule(schedules, name, ours.num_ranks, ours.num_stages // ours.num_ranks, ours.num_microbatches)
     runtime._load_csv(path)
-    assert from_csv(compute_only_csv(schedules, runtime.pipeline_order)) == ours
-
-
-def test_torchs_runtime_loads_our_dualpipev(schedules, tmp_path: Path) -> None:
-    path = tmp_path / "ours.csv"
-    path.write_text(to_csv(dualpipev(4, 11)), encoding="utf-8")
-    runtime = torch_schedule(schedules, "ZBVZeroBubble", 4, 2, 11)
-    runtime._load_csv(path)
-    assert from_csv(compute_only_csv(schedules, runtime.pipeline_order)) == dualpipev(4, 11)
+    runtime._dump_csv(back, format="compute_only")
+    assert read_schedule(back) == ours
 
 
 @pytest.mark.parametrize(
@@ -85,6 +103,9 @@ def test_torchs_runtime_loads_our_dualpipev(schedules, tmp_path: Path) -> None:
         ("GPipe", gpipe, 1, [(1, 1), (2, 5), (4, 8)]),
         ("InterleavedZeroBubble", zb1p, 1, [(1, 1), (2, 2), (4, 8), (8, 24)]),
         ("DualPipeV", dualpipev, 2, [(1, 2), (2, 4), (3, 7), (4, 10), (8, 20)]),
+        ("Interleaved1F1B", partial(interleaved_1f1b, chunks=1), 1, INTERLEAVED_SIZES),
+        ("Interleaved1F1B", interleaved_1f1b, 2, INTERLEAVED_SIZES),
+        ("Interleaved1F1B", partial(interleaved_1f1b, chunks=3), 3, INTERLEAVED_SIZES),
     ],
 )
 def test_where_torch_has_the_same_schedule_it_has_the_same_order(
@@ -106,13 +127,50 @@ def test_torchs_1f1b_is_ours_but_for_a_slip_on_its_last_rank(schedules) -> None:
         assert str(read.rows[-1][0]) == f"{num_ranks - 1}F1"
 
 
+def step_ns(schedule: Schedule, costs: Costs) -> int:
+    return simulate(schedule, costs).makespan_ns
+
+
+@pytest.mark.parametrize("num_ranks", range(1, 7))
+def test_a_step_of_our_zbv_is_never_longer_than_torchs_and_often_shorter(schedules, num_ranks: int) -> None:
+    equally_long = Costs(forward_us=1, input_us=1, weight_us=1)
+    for num_microbatches in range(1, 3 * num_ranks):
+        theirs = torch_schedule(schedules, "ZBVZeroBubble", num_ranks, 2, num_microbatches)
+        read = from_csv(compute_only_csv(schedules, theirs.pipeline_order))
+        ours = zbv(num_ranks, num_microbatches)
+        if 1 < num_microbatches < 2 * num_ranks - 3:
+            assert step_ns(ours, equally_long) < step_ns(read, equally_long)
+        assert step_ns(ours, equally_long) <= step_ns(read, equally_long)
+
+
+@pytest.mark.parametrize("costs", [(1, 1.5, 0.5, 0), (1, 0.75, 1.25, 0.125), (1, 1.25, 1, 0.25)], ids=str)
+def test_with_enough_microbatches_our_zbv_takes_as_long_as_torchs_whatever_it_costs(
+    schedules, costs: tuple[float, float, float, float]
+) -> None:
+    forward, inputs, weight, latency = costs
+    costs_us = Costs(forward_us=forward, input_us=inputs, weight_us=weight, latency_us=latency)
+    for num_ranks in range(1, 7):
+        for num_microbatches in (2 * num_ranks - 1, 2 * num_ranks, 3 * num_ranks + 1):
+            theirs = torch_schedule(schedules, "ZBVZeroBubble", num_ranks, 2, num_microbatches)
+            read = from_csv(compute_only_csv(schedules, theirs.pipeline_order))
+            assert step_ns(zbv(num_ranks, num_microbatches), costs_us) == step_ns(read, costs_us)
+
+
 @pytest.mark.parametrize(
     ("name", "stages_per_rank"),
-    [("Interleaved1F1B", 1), ("Interleaved1F1B", 2), ("InterleavedZeroBubble", 2), ("ZBVZeroBubble", 2)],
+    [
+        ("LoopedBFS", 2),
+        ("Interleaved1F1B", 1),
+        ("Interleaved1F1B", 2),
+        ("InterleavedZeroBubble", 2),
+        ("ZBVZeroBubble", 2),
+        ("DualPipeV", 2),
+    ],
 )
-def test_what_torchs_schedules_hold_is_read_and_runs(schedules, name: str, stages_per_rank: int) -> None:
+def test_a_file_that_torch_writes_is_read_and_runs(schedules, name: str, stages_per_rank: int, tmp_path: Path) -> None:
     theirs = torch_schedule(schedules, name, 4, stages_per_rank, 8)
-    read = from_csv(compute_only_csv(schedules, theirs.pipeline_order), name)
+    theirs._dump_csv(tmp_path / "theirs.csv", format="compute_only")
+    read = read_schedule(tmp_path / "theirs.csv")
     assert [[str(action) for action in row] for row in read.rows] == [
         [str(action) for action in theirs.pipeline_order[rank] if action is not None] for rank in range(4)
     ]

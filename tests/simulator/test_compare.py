@@ -1,4 +1,4 @@
-"""The published comparison: its figures, where its formulas hold, and what is said where they do not."""
+"""Schedules side by side: the published figures, the same devices, memory in one unit, bounds, what is left out."""
 
 import json
 
@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from counterflow import Costs, compare, dualpipe, simulate
 from counterflow.errors import ScheduleError, SimulatorError
-from counterflow.schedule import GENERATORS, Schedule, generate
-from counterflow.simulator import bubble_formula_ns
-from counterflow.simulator.compare import FORMULAS
+from counterflow.schedule import GENERATORS, STAGES_PER_RANK, generate
+from strategies import costs_of
 
 
 def published(overlapped_us: float) -> Costs:
@@ -40,7 +39,8 @@ def test_bubbles(overlapped_us: float, largest_bubbles: dict[str, float], smalle
 
 
 def test_activations_parameters_and_devices() -> None:
-    rows = {row.name: row for row in compare(8, 20).schedules}
+    names = ("gpipe", "1f1b", "zb1p", "dualpipe", "dualpipev")
+    rows = {row.name: row for row in compare(8, 20, names=names).schedules}
     assert {name: (row.peak_activations, row.parameters_per_rank, row.num_ranks) for name, row in rows.items()} == {
         "gpipe": ([20] * 8, 1, 8),
         "1f1b": ([8, 7, 6, 5, 4, 3, 2, 1], 1, 8),
@@ -62,97 +62,29 @@ def test_a_row_tells_what_its_simulation_gives() -> None:
 def test_the_comparison_is_plain_data_with_stable_keys() -> None:
     data = compare(4, 8).as_dict()
     assert json.loads(json.dumps(data)) == data
-    assert [list(row) for row in data["schedules"]] == [
-        [
-            "name",
-            "num_ranks",
-            "num_stages",
-            "makespan_us",
-            "bubble_us",
-            "bubble_formula",
-            "bubble_formula_us",
-            "formula_exact",
-            "peak_activations",
-            "parameters_per_rank",
-        ]
-    ] * len(GENERATORS)
+    assert list(data) == ["schedules", "skipped", "equal_devices", "equal_devices_skipped"]
+    keys = [
+        "name",
+        "num_ranks",
+        "num_stages",
+        "makespan_us",
+        "bubble_us",
+        "bubble_formula",
+        "bubble_formula_us",
+        "formula_exact",
+        "formula_reason",
+        "peak_activations",
+        "parameters_per_rank",
+        "activation_shares",
+        "parameter_shares",
+        "bound_us",
+        "own_bound_us",
+    ]
+    assert [list(row) for row in data["schedules"]] == [keys] * len(GENERATORS)
+    assert [list(row) for row in data["equal_devices"]] == [keys] * (len(GENERATORS) + 2)
 
 
-# --- where the formulas hold --------------------------------------------------------------------------------
-
-whole_ns = st.integers(0, 5_000)
-
-
-def beyond_formula_ns(schedule: Schedule, forward: int, input_: int, weight: int, overlapped: int) -> int:
-    """By how much the largest simulated bubble exceeds the formula; all durations in nanoseconds."""
-    costs = Costs(
-        forward_us=forward / 1000,
-        backward_us=(input_ + weight) / 1000,
-        input_us=input_ / 1000,
-        weight_us=weight / 1000,
-        overlapped_us=overlapped / 1000,
-    )
-    formula = bubble_formula_ns(schedule, costs)
-    assert formula is not None
-    return int(simulate(schedule, costs).bubble_ns().max()) - formula
-
-
-@given(
-    st.sampled_from(["gpipe", "1f1b"]), st.integers(1, 8), st.integers(1, 20), whole_ns, whole_ns.map(lambda b: 2 * b)
-)
-def test_gpipe_and_1f1b_always_have_their_bubble(
-    name: str, num_ranks: int, num_microbatches: int, forward: int, backward: int
-) -> None:
-    schedule = generate(name, num_ranks, num_microbatches)
-    assert beyond_formula_ns(schedule, forward, backward // 2, backward // 2, 0) == 0
-
-
-@given(st.integers(1, 8), st.integers(0, 12), whole_ns, whole_ns, st.data())
-def test_zb1p_has_its_bubble_where_w_is_the_shortest_and_the_pipeline_fills(
-    num_ranks: int, more: int, forward: int, input_: int, data: st.DataObject
-) -> None:
-    weight = data.draw(st.integers(0, min(forward, input_)))
-    assert beyond_formula_ns(generate("zb1p", num_ranks, num_ranks + more), forward, input_, weight, 0) == 0
-
-
-@given(st.integers(1, 8), st.integers(1, 20), whole_ns, whole_ns, whole_ns)
-def test_zb1p_never_has_less(num_ranks: int, num_microbatches: int, forward: int, input_: int, weight: int) -> None:
-    assert beyond_formula_ns(generate("zb1p", num_ranks, num_microbatches), forward, input_, weight, 0) >= 0
-
-
-DUALPIPES = st.one_of(
-    st.tuples(st.just("dualpipe"), st.sampled_from([4, 6, 8]), st.sampled_from([0, 2, 8])),
-    st.tuples(st.just("dualpipev"), st.sampled_from([2, 3, 4]), st.sampled_from([0, 1, 6])),
-).map(lambda size: generate(size[0], size[1], 2 * size[1] + size[2]))
-"""Those with a bubble at all: at two stages formula and truth are both nothing."""
-
-
-@given(DUALPIPES, st.integers(1, 5_000), st.data())
-def test_dualpipe_has_its_bubble_where_i_is_f_and_w_is_no_longer(
-    schedule: Schedule, forward: int, data: st.DataObject
-) -> None:
-    weight = data.draw(st.integers(0, forward))
-    backward = forward + weight
-    overlapped = data.draw(st.integers(backward, forward + backward))
-    assert beyond_formula_ns(schedule, forward, forward, weight, overlapped) == 0
-
-
-@given(DUALPIPES, st.integers(1, 5_000), st.integers(1, 5_000), st.data())
-def test_dualpipe_has_a_larger_bubble_where_w_is_longer_than_f(
-    schedule: Schedule, forward: int, more: int, data: st.DataObject
-) -> None:
-    weight = forward + more
-    backward = forward + weight
-    overlapped = data.draw(st.integers(0, forward + backward))
-    assert beyond_formula_ns(schedule, forward, forward, weight, overlapped) > 0
-
-
-@given(DUALPIPES, st.integers(2, 5_000), st.data())
-def test_off_the_line_dualpipes_formula_is_never_exact(schedule: Schedule, forward: int, data: st.DataObject) -> None:
-    weight = data.draw(st.integers(0, forward - 1))
-    shorter, longer = data.draw(st.integers(0, forward - 1)), data.draw(st.integers(forward + 1, 3 * forward))
-    assert beyond_formula_ns(schedule, forward, shorter, weight, forward + shorter + weight) > 0
-    assert beyond_formula_ns(schedule, forward, longer, weight, forward + longer + weight) < 0
+# --- what is said of the formulas ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["dualpipe", "dualpipev"])
@@ -165,74 +97,140 @@ def test_two_stages_have_no_bubble(name: str) -> None:
     st.sampled_from(sorted(GENERATORS)),
     st.builds(Costs, *[st.integers(0, 3)] * 2, st.none(), *[st.integers(0, 3)] * 2, st.sampled_from([0, 0.1])),
 )
-def test_exact_means_that_formula_and_simulation_agree(name: str, costs: Costs) -> None:
-    (row,) = compare(4, 9 if name != "dualpipe" else 10, costs, [name]).schedules
-    assert row.formula_exact == (row.bubble_formula_us == max(row.bubble_us))
+def test_exact_means_that_formula_and_simulation_agree_and_else_a_reason_is_given(name: str, costs: Costs) -> None:
+    comparison = compare(4, 12, costs, [name])
+    for row in comparison.schedules + comparison.equal_devices:
+        if row.bubble_formula_us is None:
+            assert row.formula_exact is None
+        else:
+            assert row.formula_exact == (row.bubble_formula_us == max(row.bubble_us))
+        assert (row.formula_reason is None) == (row.formula_exact is True)
+        assert row.formula_reason != ""
 
 
-def test_no_formula_is_given_where_stages_differ_or_nothing_runs_backward() -> None:
+def test_rounding_to_nanoseconds_does_not_make_a_formula_inexact() -> None:
+    costs = Costs(forward_us=1.001, backward_us=2.002, weight_us=1.001, overlapped_us=2.5)
+    rows = {row.label: row for row in compare(4, 8, costs).equal_devices}
+    assert rows["dualpipev"].bubble_formula_us != max(rows["dualpipev"].bubble_us)
+    assert rows["dualpipev"].formula_exact
+
+
+def test_no_formula_is_given_where_stages_differ() -> None:
     (row,) = compare(2, 4, Costs(forward_us=(1, 2), backward_us=2), ["1f1b"]).schedules
     assert (row.bubble_formula, row.bubble_formula_us, row.formula_exact) == ("(S-1)(F+B)", None, None)
-    assert bubble_formula_ns(dualpipe(4, 8).forward_only(), Costs()) is None
-    assert bubble_formula_ns(Schedule.from_rows(dualpipe(4, 8).rows), Costs()) is None
+    assert row.formula_reason == "closed forms are for stages that all take equally long, and these differ"
 
 
-def test_every_generator_has_its_formula_told() -> None:
-    assert FORMULAS.keys() == GENERATORS.keys()
+# --- equal devices ------------------------------------------------------------------------------------------
+
+LABELS = ["interleaved-1f1b ×4", "interleaved-1f1b-overlap ×4", "zbv", "dualpipe", "dualpipev"]
+
+
+@pytest.mark.parametrize(
+    ("overlapped_us", "steps_us"), [(2.4, [53.25, 47.4, 51.5, 48.0, 48.4]), (3, [53.25, 53.25, 51.5, 54, 55])]
+)
+def test_on_equal_devices_overlap_justifies_dualpipe_and_the_bubble_alone_does_not(
+    overlapped_us: float, steps_us: list[float]
+) -> None:
+    rows = {row.label: row.makespan_us for row in compare(8, 16, published(overlapped_us)).equal_devices}
+    assert [rows[label] for label in LABELS] == steps_us
+
+
+def test_on_equal_devices_every_rank_computes_the_same_model() -> None:
+    rows = compare(4, 8, published(3)).equal_devices
+    assert {row.num_ranks for row in rows} == {4}
+    for row in rows:
+        busy_us = {round(row.makespan_us - bubble_us, 3) for bubble_us in row.bubble_us}
+        assert busy_us == {8 * 3}, row.label
+
+
+def test_a_row_of_equal_devices_is_its_schedule_with_the_model_cut_finer() -> None:
+    costs = Costs(forward_us=(1, 2, 3, 4), backward_us=3, weight_us=1, overlapped_us=(3, 4, 5, 6), latency_us=0.1)
+    ends = {"first_stage_weight": 1.25, "last_stage_weight": 2.0}
+    rows = {row.label: row for row in compare(4, 8, costs, **ends).equal_devices}
+    for label, schedule in (
+        ("1f1b", generate("1f1b", 4, 8)),
+        ("dualpipe", generate("dualpipe", 4, 8)),
+        ("dualpipev", generate("dualpipev", 4, 8)),
+        ("interleaved-1f1b ×4", generate("interleaved-1f1b", 4, 8, 4)),
+    ):
+        timeline = simulate(schedule, costs.cut(4, schedule.num_stages, 1.25, 2.0))
+        assert rows[label].makespan_us == timeline.makespan_ns / 1000
+        assert rows[label].bubble_us == (timeline.bubble_ns() / 1000).tolist()
+
+
+def test_shares_count_memory_in_one_unit_for_all() -> None:
+    rows = {row.label: row for row in compare(8, 20).equal_devices}
+    raw = {name: (max(row.peak_activations), row.parameters_per_rank) for name, row in rows.items()}
+    shares = {name: (max(row.activation_shares), row.parameter_shares) for name, row in rows.items()}
+    assert (raw["1f1b"], shares["1f1b"]) == ((8, 1), (8, 1))
+    assert (raw["zbv"], shares["zbv"]) == ((16, 2), (8, 1))
+    assert (raw["dualpipe"], shares["dualpipe"]) == ((9, 2), (9, 2))
+    assert (raw["dualpipev"], shares["dualpipev"]) == ((17, 2), (8.5, 1))
+    assert raw["interleaved-1f1b ×4"][1] == 4
+    assert shares["interleaved-1f1b ×4"][1] == 1
+
+
+# --- the bounds ---------------------------------------------------------------------------------------------
+
+
+def test_on_equal_devices_one_bound_is_for_all() -> None:
+    assert {row.bound_us for row in compare(8, 20, published(2.4)).equal_devices} == {52.8}
+
+
+@given(st.data(), st.sampled_from([2, 4]), st.sampled_from([1.0, 1.5]), st.sampled_from([1.0, 3.0]))
+def test_no_row_beats_its_bounds(data: st.DataObject, num_stages: int, first: float, last: float) -> None:
+    costs = data.draw(costs_of(num_stages))
+    comparison = compare(num_stages, 8, costs, first_stage_weight=first, last_stage_weight=last)
+    for row in comparison.schedules + comparison.equal_devices:
+        assert row.bound_us <= row.own_bound_us <= row.makespan_us
+
+
+# --- longer first and last stages ---------------------------------------------------------------------------
+
+
+def test_a_longer_first_or_last_stage_lengthens_every_step() -> None:
+    plain = compare(4, 8)
+    for ends in ({"first_stage_weight": 1.5}, {"last_stage_weight": 1.5}):
+        longer = compare(4, 8, **ends)
+        for rows, others in ((plain.schedules, longer.schedules), (plain.equal_devices, longer.equal_devices)):
+            assert all(one.makespan_us < other.makespan_us for one, other in zip(rows, others, strict=True))
 
 
 # --- what is left out and what is refused -------------------------------------------------------------------
 
+EVEN = "dualpipe got {} ranks; it needs an even number of at least 2: the nearest legal {}"
+FOLDED = "{} got {} stages; it holds 2 on every rank and needs a multiple of 2: the nearest legal {}"
 
-@pytest.mark.parametrize(
-    ("num_stages", "num_microbatches", "skipped"),
-    [
-        (
-            7,
-            20,
-            {
-                "dualpipe": "dualpipe got 7 ranks; it needs an even number of at least 2: "
-                "the nearest legal values are 6 and 8",
-                "dualpipev": "dualpipev got 7 stages; it holds two on every rank and needs an even number: "
-                "the nearest legal values are 6 and 8",
-            },
-        ),
-        (
-            1,
-            4,
-            {
-                "dualpipe": "dualpipe got 1 ranks; it needs an even number of at least 2: the nearest legal value is 2",
-                "dualpipev": "dualpipev got 1 stages; it holds two on every rank and needs an even number: "
-                "the nearest legal value is 2",
-            },
-        ),
-        (
-            8,
-            9,
-            {
-                "dualpipe": "dualpipe got 9 micro-batches on 8 ranks; it needs an even number of at least 16: "
-                "the nearest legal value is 16",
-            },
-        ),
-    ],
-)
-def test_schedules_that_do_not_exist_are_skipped_with_the_reason(
-    num_stages: int, num_microbatches: int, skipped: dict[str, str]
-) -> None:
-    comparison = compare(num_stages, num_microbatches)
-    assert comparison.skipped == skipped
-    assert [row.name for row in comparison.schedules] == [name for name in GENERATORS if name not in skipped]
+
+@pytest.mark.parametrize(("num_stages", "nearest"), [(7, "values are 6 and 8"), (1, "value is 2")])
+def test_schedules_that_do_not_exist_are_skipped_with_the_reason(num_stages: int, nearest: str) -> None:
+    comparison = compare(num_stages, 21)
+    dualpipe_only = {"dualpipe": EVEN.format(num_stages, nearest)}
+    folded = {name: FOLDED.format(name, num_stages, nearest) for name in GENERATORS if STAGES_PER_RANK[name] == 2}
+    assert comparison.skipped == dualpipe_only | folded
+    assert [row.name for row in comparison.schedules] == [name for name in GENERATORS if name not in comparison.skipped]
+    assert comparison.equal_devices_skipped == dualpipe_only
+
+
+def test_one_may_exist_on_as_many_stages_and_not_on_as_many_devices() -> None:
+    comparison = compare(8, 9, names=["dualpipev"])
+    assert comparison.skipped == {}
+    assert comparison.equal_devices_skipped == {
+        "dualpipev": "dualpipev got 9 micro-batches on 8 ranks; it needs at least 16: the nearest legal value is 16"
+    }
 
 
 def test_without_legal_sizes_all_are_skipped() -> None:
     for size in ((0, 4), (-1, 4), (4, 0)):
-        assert compare(*size).skipped.keys() == GENERATORS.keys()
+        comparison = compare(*size)
+        assert comparison.skipped.keys() == comparison.equal_devices_skipped.keys() == GENERATORS.keys()
 
 
 def test_a_schedule_needs_only_the_costs_of_its_own_actions() -> None:
     (row,) = compare(4, 8, Costs(forward_us=1, backward_us=2), ["1f1b"]).schedules
     assert row.formula_exact
-    with pytest.raises(SimulatorError, match="the costs do not say how long 3I0 takes"):
+    with pytest.raises(SimulatorError, match=r"the costs do not say how long \dI0 takes"):
         compare(4, 8, Costs(forward_us=1, backward_us=2), ["zb1p"])
 
 

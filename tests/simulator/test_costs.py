@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from counterflow import Action, Costs, Schedule, Timeline, dualpipe, one_f_one_b, simulate
 from counterflow.errors import SimulatorError, TimelineError
-from counterflow.schedule import Transfer
+from counterflow.schedule import Transfer, generate
 from counterflow.simulator import read_costs, write_costs
-from counterflow.timeline import Span
+from counterflow.timeline import TWINS, Span
 from strategies import costs_of, durations_us, runnable_schedules
 
 
@@ -88,6 +88,94 @@ def test_uniform_means_that_no_stage_takes_longer() -> None:
     assert not Costs(forward_us=(2, None), backward_us=4).uniform()
 
 
+# --- the model cut finer, and stages that weigh more --------------------------------------------------------
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.data())
+def test_a_model_cut_finer_does_the_same_work_and_stores_the_same(
+    num_stages: int, pieces: int, data: st.DataObject
+) -> None:
+    costs = data.draw(costs_of(num_stages))
+    cut = costs.cut(num_stages, num_stages * pieces)
+    for name in ("forward_us", "backward_us", "input_us", "weight_us", "freed_at_input_bytes", "freed_at_weight_bytes"):
+        whole, parts = (getattr(one, name) for one in (costs, cut))
+        if isinstance(whole, tuple):
+            assert [sum(parts[at : at + pieces]) for at in range(0, len(parts), pieces)] == pytest.approx(list(whole))
+        else:
+            assert parts * pieces == pytest.approx(whole)
+    assert cut.uniform() == costs.uniform()
+
+
+def test_a_cut_leaves_what_is_not_given_to_follow_and_the_wire_as_it_is() -> None:
+    costs = Costs(1, (2, 4), latency_us=0.5, bandwidth_gb_per_s=2, transfer_bytes=(100, 0), twins_us=3)
+    assert costs.cut(2, 4) == Costs(
+        0.5,
+        (1, 1, 2, 2),
+        latency_us=0.5,
+        bandwidth_gb_per_s=2,
+        transfer_bytes=(100, 100, 0, 0),
+        twins_us=1.5,
+    )
+
+
+def test_a_longer_first_or_last_stage_takes_longer_in_all_it_computes() -> None:
+    costs = Costs(forward_us=1, backward_us=2, weight_us=1, overlapped_us=2.5, twins_us=3, freed_at_input_bytes=8)
+    weighed = costs.cut(3, 3, first=2, last=1.5)
+    assert weighed == Costs(
+        forward_us=(2, 1, 1.5),
+        backward_us=(4, 2, 3),
+        weight_us=(2, 1, 1.5),
+        overlapped_us=(5, 2.5, 3.75),
+        twins_us=3,
+        freed_at_input_bytes=8,
+    )
+    assert ns(weighed, "0I0") == 2_000
+
+
+def test_the_surplus_of_an_end_is_not_cut() -> None:
+    assert Costs(forward_us=(4, 4), backward_us=8).cut(2, 4, first=1.5, last=3).forward_us == (4, 2, 2, 10)
+    assert Costs(forward_us=4, backward_us=8).cut(1, 2, first=2, last=3).forward_us == (6, 10)
+    assert Costs(forward_us=4, backward_us=8).cut(1, 1, first=2, last=3).forward_us == (16,)
+
+
+def test_without_a_cut_or_a_weight_costs_stay_what_they_are() -> None:
+    costs = Costs(forward_us=(1, 2), backward_us=3)
+    assert costs.cut(2, 2) is costs
+
+
+@pytest.mark.parametrize(
+    ("num_stages", "into", "ends", "sentence"),
+    [
+        (2, 3, {}, "costs of 2 stages got 3 stages to be cut into; give a multiple of their number"),
+        (2, 1, {}, "costs of 2 stages got 1 stages to be cut into"),
+        (0, 0, {}, "costs of 0 stages got 0 stages"),
+        (4, 8, {}, "forward_us names 2 stages and the model has 4; give one number for each stage"),
+        (
+            2,
+            2,
+            {"first": 0.9},
+            "the weight of the first stage got 0.9; it needs at least 1, as long as",
+        ),
+        (2, 2, {"last": float("nan")}, "the weight of the last stage got nan"),
+    ],
+)
+def test_a_cut_that_makes_no_sense_is_refused(
+    num_stages: int, into: int, ends: dict[str, float], sentence: str
+) -> None:
+    with pytest.raises(SimulatorError) as refused:
+        Costs(forward_us=(1, 2), backward_us=3).cut(num_stages, into, **ends)
+    assert str(refused.value).startswith(sentence)
+
+
+def test_whole_nanoseconds_are_not_rounded() -> None:
+    assert Costs(forward_us=57.3, backward_us=(0.001, 2)).whole()
+    assert not Costs(forward_us=57.3, backward_us=2).cut(1, 8).whole()
+
+
+def test_twins_cost_nothing_unless_it_is_said() -> None:
+    assert (Costs().twins_ns(3), Costs(twins_us=0.25).twins_ns(3), Costs(twins_us=(1, 2)).twins_ns(1)) == (0, 250, 2000)
+
+
 # --- measured -----------------------------------------------------------------------------------------------
 
 
@@ -124,6 +212,33 @@ def test_measured_costs_are_medians_for_each_kind_and_stage_on_the_compute_lane(
     ]
     costs = Costs.from_timeline(Timeline.from_spans(spans), latency_us=3)
     assert costs == Costs(forward_us=(0.02, None, None), backward_us=(None, None, 0.007), latency_us=3)
+
+
+@pytest.mark.parametrize("name", ["1f1b", "interleaved-1f1b-overlap", "zbv", "dualpipe", "dualpipev"])
+@pytest.mark.parametrize("latency_us", [0, 0.25, 3])
+def test_the_latency_is_what_an_action_waits_behind_the_end_of_what_it_needs(name: str, latency_us: float) -> None:
+    schedule = generate(name, 4, 8)
+    timeline = simulate(schedule, Costs(latency_us=latency_us))
+    assert Costs.from_timeline(timeline).latency_us == latency_us
+    later = [span._replace(start_ns=span.start_ns + 10**6, end_ns=span.end_ns + 10**6) for span in timeline]
+    assert Costs.from_timeline(Timeline.from_spans([*timeline, *later])) == Costs.from_timeline(timeline)
+
+
+def test_a_stated_bandwidth_takes_the_place_of_a_latency_that_has_the_wire_in_it() -> None:
+    costs = Costs(bandwidth_gb_per_s=1, transfer_bytes=500)
+    timeline = simulate(one_f_one_b(4, 8), costs)
+    assert Costs.from_timeline(timeline).latency_us == 0.5
+    assert Costs.from_timeline(timeline, bandwidth_gb_per_s=1, transfer_bytes=500).latency_us == 0
+
+
+def test_a_sum_over_twins_takes_as_long_as_for_the_last_to_come() -> None:
+    def step(origin_ns: int, sum_ns: int) -> list[Span]:
+        actions = [Span(rank, f"0F{rank}", origin_ns, origin_ns + 5) for rank in (0, 1)]
+        sums = [Span(0, "twins of stage 0", origin_ns + 5, origin_ns + 70, TWINS)]  # waits for its twin
+        return [*actions, *sums, Span(1, "twins of stage 0", origin_ns + 70 - sum_ns, origin_ns + 70, TWINS)]
+
+    spans = [span for index, sum_ns in enumerate((10, 30, 20)) for span in step(1000 * index, sum_ns)]
+    assert Costs.from_timeline(Timeline.from_spans(spans)).twins_us == (0.02,)
 
 
 def test_a_timeline_without_actions_has_no_costs() -> None:

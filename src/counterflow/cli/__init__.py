@@ -12,7 +12,9 @@ import typer
 
 from counterflow import __version__
 from counterflow.cli import schedules
+from counterflow.cli.compare import compare
 from counterflow.cli.demo import demo
+from counterflow.cli.draw import draw
 from counterflow.cli.output import printable
 from counterflow.errors import CounterflowError, LaunchError
 
@@ -21,8 +23,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command()(schedules.schedule)
 app.command()(schedules.check)
 app.command()(schedules.simulate)
-app.command()(schedules.compare)
-app.command()(schedules.draw)
+app.command()(compare)
+app.command()(draw)
 app.command()(demo)
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports only this child of it
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"counterflow: {printable(line)}" for line in str(error).splitlines()), file=sys.stderr)
         return 1
     except CounterflowError as error:
-        return _refuse(str(error))
+        return _refuse(str(error), getattr(error, "__notes__", ()))
     except _USAGE_ERROR as error:
         return _refuse(_usage(error))
     except (KeyboardInterrupt, typer.Abort):  # what typer makes of Ctrl-C depends on its version
@@ -79,8 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _refuse(sentence: str) -> int:
+def _refuse(sentence: str, notes: Sequence[str] = ()) -> int:
     print(f"counterflow: {printable(sentence)}", file=sys.stderr)
+    for line in (line for note in notes for line in note.splitlines()):
+        print("  " + "".join(c if c.isprintable() else " " for c in line), file=sys.stderr)
     return 2
 
 

@@ -91,7 +91,10 @@ def about(what: object) -> Iterator[None]:
     try:
         yield
     except CounterflowError as error:
-        raise CounterflowError(f"{what}: {error}") from None
+        longer = CounterflowError(f"{what}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            longer.add_note(note)
+        raise longer from None
 
 
 @contextmanager

@@ -1,39 +1,54 @@
-"""Verbs that ask which schedule: schedule, check, simulate, compare, draw."""
+"""Verbs that ask which schedule: schedule, check, simulate."""
 
 from __future__ import annotations
 
 import os
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from counterflow.cli.output import about, counted, number, print_json, print_table, printable, spread, writing
+from counterflow.cli.options import (
+    Backward,
+    CostsFile,
+    FirstWeight,
+    Forward,
+    Json,
+    LastWeight,
+    Latency,
+    Overlapped,
+    Weight,
+    costs_of,
+)
+from counterflow.cli.output import about, counted, number, print_json, print_table, printable, writing
 from counterflow.errors import CounterflowError
 
 if TYPE_CHECKING:
-    from counterflow.schedule import Schedule
-    from counterflow.simulator import Comparison, Costs
+    import numpy as np
+    import numpy.typing as npt
+
+    from counterflow.schedule import Channels, Schedule
+    from counterflow.simulator import Costs
     from counterflow.timeline import Timeline
 
-_SOURCE_HELP = "gpipe, 1f1b, zb1p, dualpipe or dualpipev; or a .json, .csv or .txt file."
+_SOURCE_HELP = (
+    "gpipe, 1f1b, interleaved-1f1b, interleaved-1f1b-overlap, zb1p, zb2p, zbv, v-half, v-min, dualpipe or dualpipev; "
+    "or a .json, .csv or .txt file."
+)
 Source = Annotated[str, typer.Argument(metavar="NAME|FILE", help=_SOURCE_HELP)]
 Ranks = Annotated[int | None, typer.Option("--ranks", help="Number of ranks; a NAME needs it.")]
 MicroBatches = Annotated[int | None, typer.Option("--microbatches", help="Number of micro-batches; a NAME needs it.")]
+Chunks = Annotated[int | None, typer.Option("--chunks", help="Stages on each rank, if interleaved  [default: 2]")]
 ForwardOnly = Annotated[bool, typer.Option("--forward-only", help="The forwards alone: what evaluation runs.")]
-Json = Annotated[bool, typer.Option("--json", help="Print plain data with stable keys.")]
-CostsFile = Annotated[Path | None, typer.Option("--costs", help="A costs.json, instead of the costs below.")]
-Forward = Annotated[float | None, typer.Option("--forward-us", help="F  [default: 1]")]
-Backward = Annotated[float | None, typer.Option("--backward-us", help="B  [default: twice F]")]
-Weight = Annotated[float | None, typer.Option("--weight-us", help="W, the rest of B being I  [default: half of B]")]
-Overlapped = Annotated[float | None, typer.Option("--overlapped-us", help="F&B  [default: F + B]")]
-Latency = Annotated[float | None, typer.Option("--latency-us", help="Of every transfer  [default: 0]")]
 
 
 def schedule(
     source: Source,
     ranks: Ranks = None,
     microbatches: MicroBatches = None,
+    chunks: Chunks = None,
     forward_only: ForwardOnly = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV as torch.distributed.pipelining reads it.")] = False,
     as_json: Json = False,
@@ -49,34 +64,41 @@ def schedule(
     if csv and as_json:
         raise CounterflowError("schedule got both --csv and --json; choose one")
     write = to_csv if csv else to_json if as_json else to_text
-    print(write(_schedule(source, ranks, microbatches, forward_only)), end="")
+    print(write(schedule_of(source, ranks, microbatches, chunks, forward_only)), end="")
 
 
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A schedule in a .json, .csv or .txt file.")],
+    channels: Annotated[
+        str, typer.Option("--channels", help="What sends and receives do: rendezvous, buffered, nccl or nccl-pair.")
+    ] = "rendezvous",
+    most_activations: Annotated[
+        int | None, typer.Option("--most-activations", help="Refuse a rank that would hold more at once.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Prove that the schedule in a file runs to its end.
 
-    It is whole and in order, every send meets its receive, and no ranks wait for each other in a circle.
+    It is whole and in order, every send meets its receive, and no ranks wait for each other in a circle: over
+    channels as counterflow's runtime has them (rendezvous), over buffered ones, or when NCCL queues all messages
+    of a communicator, which all ranks share (nccl) or each pair of them (nccl-pair).
 
     \b
     Example:
-      counterflow check dualpipe.csv
+      counterflow check dualpipe.csv --most-activations 9
     """
-    from counterflow.schedule import Post, check, read_schedule
+    from counterflow.schedule import check, read_schedule
 
     found = read_schedule(file)
     with about(file):
-        programs = check(found).programs
-    posts = (instruction for program in programs for instruction in program if isinstance(instruction, Post))
-    transfers = sum(len(post.transfers) for post in posts) // 2  # each is posted at both of its ends
-    actions = sum(map(len, found.rows))
+        transfers = check(found, cast("Channels", channels), most_activations).columns.num_transfers
+    actions = found.rows.num_actions
     if as_json:
-        print_json({"file": str(file), **_head(found), "actions": actions, "transfers": transfers, "runs": True})
+        sizes = {"actions": actions, "transfers": transfers, "channels": channels}
+        print_json({"file": str(file), **head_of(found), **sizes, "runs": True})
     else:
         print(
-            f"{printable(str(file))}: runs: {_sizes(found)}, "
+            f"{printable(str(file))}: runs: {sizes_of(found)}, "
             f"{counted(actions, 'action')}, {counted(transfers, 'transfer')}"
         )
 
@@ -85,6 +107,7 @@ def simulate(
     source: Source,
     ranks: Ranks = None,
     microbatches: MicroBatches = None,
+    chunks: Chunks = None,
     forward_only: ForwardOnly = False,
     costs: CostsFile = None,
     forward_us: Forward = None,
@@ -92,6 +115,8 @@ def simulate(
     weight_us: Weight = None,
     overlapped_us: Overlapped = None,
     latency_us: Latency = None,
+    first_stage_weight: FirstWeight = 1.0,
+    last_stage_weight: LastWeight = 1.0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a Chrome trace, for Perfetto.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -104,9 +129,10 @@ def simulate(
     from counterflow.simulator import simulate
     from counterflow.timeline import write_chrome
 
-    chosen = _schedule(source, ranks, microbatches, forward_only)
-    prices = _costs(costs, forward_us, backward_us, weight_us, overlapped_us, latency_us)
+    chosen = schedule_of(source, ranks, microbatches, chunks, forward_only)
+    prices = costs_of(costs, forward_us, backward_us, weight_us, overlapped_us, latency_us)
     with about(source):
+        prices = prices.cut(chosen.num_stages, chosen.num_stages, first_stage_weight, last_stage_weight)
         timeline = simulate(chosen, prices)
     if output is not None:
         with writing(output):
@@ -120,118 +146,38 @@ def simulate(
         print(f"\nwrote {printable(str(output))}: open it at https://ui.perfetto.dev")
 
 
-def compare(
-    ranks: Annotated[int, typer.Option("--ranks", help="Number of ranks, and of stages.")],
-    microbatches: Annotated[int, typer.Option("--microbatches", help="Number of micro-batches.")],
-    costs: CostsFile = None,
-    forward_us: Forward = None,
-    backward_us: Backward = None,
-    weight_us: Weight = None,
-    overlapped_us: Overlapped = None,
-    latency_us: Latency = None,
-    as_json: Json = False,
-) -> None:
-    """Set the schedules for one model side by side.
-
-    Each is simulated, and stands beside the bubble by its published formula.
-
-    \b
-    Example:
-      counterflow compare --ranks 8 --microbatches 20 --overlapped-us 2.4
-    """
-    from counterflow.simulator import compare
-
-    prices = _costs(costs, forward_us, backward_us, weight_us, overlapped_us, latency_us)
-    comparison = compare(ranks, microbatches, prices)
-    if not comparison.schedules:
-        raise CounterflowError(next(iter(comparison.skipped.values())))
-    if as_json:
-        print_json(comparison.as_dict())
-    else:
-        _print_comparison(comparison)
-
-
-def draw(
-    source: Source,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write: an .svg file.")],
-    ranks: Ranks = None,
-    microbatches: MicroBatches = None,
-    forward_only: ForwardOnly = False,
-    costs: CostsFile = None,
-    forward_us: Forward = None,
-    backward_us: Backward = None,
-    weight_us: Weight = None,
-    overlapped_us: Overlapped = None,
-    latency_us: Latency = None,
-    as_json: Json = False,
-) -> None:
-    """Draw a schedule in simulated time.
-
-    \b
-    Example:
-      counterflow draw dualpipe --ranks 8 --microbatches 20 -o dualpipe.svg
-    """
-    from counterflow.files import write_text
-    from counterflow.report import schedule_svg
-    from counterflow.simulator import simulate
-
-    if output.suffix != ".svg":
-        raise CounterflowError(f"{output} ends in {output.suffix!r}; a schedule is drawn as .svg")
-    chosen = _schedule(source, ranks, microbatches, forward_only)
-    prices = _costs(costs, forward_us, backward_us, weight_us, overlapped_us, latency_us)
-    with about(source):
-        picture = schedule_svg(chosen, simulate(chosen, prices))
-    with writing(output):
-        write_text(output, picture)
-    if as_json:
-        print_json({"file": str(output), **_head(chosen)})
-    else:
-        print(f"wrote {printable(str(output))}: {_sizes(chosen)}")
-
-
 # --- what they share ----------------------------------------------------------------------------------------
 
 
-def _schedule(source: str, ranks: int | None, microbatches: int | None, forward_only: bool) -> Schedule:
+def schedule_of(
+    source: str, ranks: int | None, microbatches: int | None, chunks: int | None, forward_only: bool
+) -> Schedule:
+    """The schedule of a name and its sizes, or the one in a file.
+
+    Raises:
+        CounterflowError: neither, or sizes that are missing or too many.
+    """
     from counterflow.schedule import GENERATORS, generate, read_schedule
 
     if source in GENERATORS:
         if ranks is None or microbatches is None:
             raise CounterflowError(f"{source} needs its sizes; give --ranks and --microbatches")
-        chosen = generate(source, ranks, microbatches)
+        chosen = generate(source, ranks, microbatches, chunks)
     elif not os.path.exists(source):
         raise CounterflowError(
             f"{source!r} is neither a schedule nor a file; the schedules are {', '.join(GENERATORS)}"
         )
-    elif ranks is not None or microbatches is not None:
-        raise CounterflowError(f"{source} is a file and states its own sizes; leave out --ranks and --microbatches")
+    elif (ranks, microbatches, chunks) != (None, None, None):
+        raise CounterflowError(
+            f"{source} is a file and states its own sizes; leave out --ranks, --microbatches and --chunks"
+        )
     else:
         chosen = read_schedule(source)
     return chosen.forward_only() if forward_only else chosen
 
 
-def _costs(
-    file: Path | None,
-    forward_us: float | None,
-    backward_us: float | None,
-    weight_us: float | None,
-    overlapped_us: float | None,
-    latency_us: float | None,
-) -> Costs:
-    from counterflow.simulator import Costs, read_costs
-
-    if file is not None:
-        if any(us is not None for us in (forward_us, backward_us, weight_us, overlapped_us, latency_us)):
-            raise CounterflowError(f"--costs {file} states every cost; leave out the single ones, or write them there")
-        return read_costs(file)
-    # What is not given scales with what is: F alone in real microseconds must not meet a B of 2.
-    forward = 1.0 if forward_us is None else forward_us
-    backward = 2 * forward if backward_us is None else backward_us
-    weight = backward / 2 if weight_us is None else weight_us
-    return Costs(forward, backward, None, weight, overlapped_us, latency_us or 0.0)
-
-
-def _head(schedule: Schedule) -> dict[str, Any]:
+def head_of(schedule: Schedule) -> dict[str, Any]:
+    """Name and sizes, with stable keys."""
     return {
         "name": schedule.name,
         "mode": schedule.mode,
@@ -241,24 +187,42 @@ def _head(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def _sizes(schedule: Schedule) -> str:
-    sizes = (schedule.num_ranks, schedule.num_stages, schedule.num_microbatches)
-    return ", ".join(map(counted, sizes, ("rank", "stage", "micro-batch")))
+def sizes_of(schedule: Schedule) -> str:
+    """``8 ranks, 8 stages, 20 micro-batches``."""
+    numbers = (schedule.num_ranks, schedule.num_stages, schedule.num_microbatches)
+    return ", ".join(map(counted, numbers, ("rank", "stage", "micro-batch")))
 
 
 def _figures(schedule: Schedule, costs: Costs, timeline: Timeline) -> dict[str, Any]:
-    from counterflow.simulator import peak_activation_bytes, peak_activations
+    from counterflow.simulator import bubble_phases, critical_path, peak_activation_bytes, peak_activations
+    from counterflow.timeline import TWINS
 
-    busy_ns = timeline.busy_ns().tolist()
-    busy_ns += [0] * (schedule.num_ranks - len(busy_ns))  # the last rows of a schedule may be empty
+    phases, path = bubble_phases(timeline), critical_path(schedule, costs)
     peak_bytes = peak_activation_bytes(schedule, costs)
+
+    def us(ns: npt.NDArray[np.int64], of_an_idle_rank: int = 0) -> list[float]:
+        # The last rows of a schedule may be empty; the timeline does not know of them.
+        idle = [of_an_idle_rank] * (schedule.num_ranks - len(ns))
+        return [one / 1000 for one in [*ns.tolist(), *idle]]
+
+    busy_ns, bubble_ns = timeline.busy_ns(), timeline.bubble_ns()
+    step_ns = int(busy_ns[0] + bubble_ns[0])
     return {
-        **_head(schedule),
+        **head_of(schedule),
         "makespan_us": timeline.makespan_ns / 1000,
-        "busy_us": [busy / 1000 for busy in busy_ns],
-        "bubble_us": [(timeline.makespan_ns - busy) / 1000 for busy in busy_ns],
+        "busy_us": us(busy_ns),
+        "bubble_us": us(bubble_ns, step_ns),
+        "warm_up_us": us(phases.warm_up_ns),
+        "steady_us": us(phases.steady_ns, step_ns),
+        "cool_down_us": us(phases.cool_down_ns),
+        "twins_us": us(timeline.busy_ns(TWINS)),
         "peak_activations": peak_activations(schedule),
         "peak_activation_bytes": peak_bytes if any(peak_bytes) else None,
+        "critical_path": [
+            {"rank": span.rank, "action": span.name, "start_us": span.start_ns / 1000, "end_us": span.end_ns / 1000}
+            for span in path.spans
+        ],
+        "slack_us": [[ns / 1000 for ns in row] for row in path.slack_ns],
     }
 
 
@@ -269,33 +233,25 @@ def _print_figures(schedule: Schedule, figures: dict[str, Any]) -> None:
         "busy µs": [number(us) for us in figures["busy_us"]],
         "bubble µs": [number(us) for us in figures["bubble_us"]],
         "bubble %": [f"{100 * us / makespan_us if makespan_us else 0:.1f}" for us in figures["bubble_us"]],
+        "warm-up": [number(us) for us in figures["warm_up_us"]],
+        "steady": [number(us) for us in figures["steady_us"]],
+        "cool-down": [number(us) for us in figures["cool_down_us"]],
         "peak activations": [str(count) for count in figures["peak_activations"]],
     }
+    if any(figures["twins_us"]):
+        columns["twins µs"] = [number(us) for us in figures["twins_us"]]
     if figures["peak_activation_bytes"]:
         columns["peak MB"] = [number(size / 1e6) for size in figures["peak_activation_bytes"]]
-    print(f"{printable(schedule.name)}: {_sizes(schedule)}; the step takes {number(makespan_us)} µs\n")
+    print(f"{printable(schedule.name)}: {sizes_of(schedule)}; the step takes {number(makespan_us)} µs\n")
     print_table(list(columns), list(zip(*columns.values(), strict=True)))
+    print(f"\ncritical path: {_chain(figures['critical_path'])}")
 
 
-def _print_comparison(comparison: Comparison) -> None:
-    rows = [
-        (
-            row.name,
-            str(row.num_ranks),
-            number(row.makespan_us),
-            spread(row.bubble_us),
-            row.bubble_formula,
-            "-" if row.bubble_formula_us is None else number(row.bubble_formula_us),
-            {True: "yes", False: "no", None: "-"}[row.formula_exact],
-            spread(row.peak_activations),
-            counted(row.parameters_per_rank, "stage"),
-        )
-        for row in comparison.schedules
-    ]
-    headings = ("schedule", "ranks", "step µs", "bubble µs", "formula", "µs", "exact", "peak activations", "parameters")
-    print_table(headings, rows)
-    print("\nThe formula is the published one, for the rank with the largest bubble; S is the number of stages.")
-    if any(row.num_ranks != row.num_stages for row in comparison.schedules):
-        print("dualpipev runs the same number of stages on half as many devices, two on each.")
-    for name, reason in comparison.skipped.items():
-        print(f"{name} is left out: {reason}.")
+def _chain(path: list[dict[str, Any]]) -> str:
+    """The actions that the step hangs on, rank after rank; the middle is left out where it is long."""
+    stretches = []
+    for rank, spans in groupby(path, key=itemgetter("rank")):
+        actions = [span["action"] for span in spans]
+        shown = actions if len(actions) < 7 else [*actions[:3], "…", *actions[-2:]]
+        stretches.append(f"rank {rank} {' '.join(shown)}")
+    return " → ".join(stretches if len(stretches) < 13 else [*stretches[:6], "…", *stretches[-5:]])

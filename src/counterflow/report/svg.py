@@ -2,231 +2,207 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from math import floor, log10
-from statistics import median
+from collections.abc import Iterator, Sequence
 
 from counterflow.errors import ReportError
-from counterflow.report.drawing import DIGIT, ROW, STYLE, Part, draw_cell, draw_text, px, safe
-from counterflow.report.text import microseconds
+from counterflow.report.curve import HELD, Memory, amount, without_dips
+from counterflow.report.drawing import (
+    ABOVE,
+    BELOW,
+    DIGIT,
+    ROW,
+    Part,
+    Theme,
+    box,
+    cell_style,
+    draw_cell,
+    draw_gap,
+    draw_text,
+    px,
+    safe,
+    steps,
+)
+from counterflow.report.gaps import explain, gaps
+from counterflow.report.step import KINDS, Step, nice
 from counterflow.schedule import Action, Kind, Schedule
-from counterflow.timeline import COMPUTE, Span, Timeline
+from counterflow.timeline import Span, Timeline
 
 LEFT, RIGHT, TOP = 68, 66, 70
 SHORTEST = 22
-"""Width of the shortest action: two digits and some air."""
-LONGEST = 12_000
+"""Width of the shortest usual action: two digits and some air."""
+LONGEST = 40_000
 """Rows are not stretched beyond this width; ids are left out where they do not fit then."""
-
-KINDS = {
-    Kind.F: "forward",
-    Kind.B: "backward",
-    Kind.I: "backward for input",
-    Kind.W: "backward for weights",
-    Kind.F_B: "overlapped forward & backward",
-}
-
-Row = list[tuple[Action, Span]]
+MANY = 10_000
+"""With more actions than this a cell's hover text leaves out what the action's text says, for the file's size."""
+CURVE, PEAK = 26, 40
+"""Height of a memory curve with the air above it, and the room that its peak needs beside it."""
 
 
-def schedule_svg(schedule: Schedule, timeline: Timeline) -> str:
+def schedule_svg(
+    schedule: Schedule, timeline: Timeline, *, memory: Memory | None = None, theme: Theme | None = None
+) -> str:
     """The picture of ``schedule`` in the time of ``timeline``: one step, simulated or measured.
 
-    Every action is a cell with its micro-batch; hovering tells action, stage and times. Where a rank works for
-    two directions, or on two stages, the second is darker. Light or dark follows the viewer's preference.
+    Every action is a cell with its micro-batch, every idle stretch a gap; hovering tells action, stage and
+    times, and what a gap waited for. Where a rank works for two directions, or on several stages, the later
+    ones are darker. ``memory`` adds a curve below each row. ``theme`` fixes light or dark, which otherwise
+    follows the viewer's preference.
 
     Raises:
-        ReportError: the timeline does not hold exactly the actions of the schedule.
+        ReportError: the timeline does not hold exactly the actions of the schedule, ``memory`` is not of its
+            ranks, or the theme is none.
 
     Example:
         >>> from counterflow import Costs, one_f_one_b, simulate
         >>> schedule = one_f_one_b(4, 8)
         >>> schedule_svg(schedule, simulate(schedule, Costs())).count("<title>")
-        64
+        79
 
     Source: the figures in the README of the published DualPipe.
     """
-    picture = _Picture(schedule, timeline)
+    picture = _Picture(Step(schedule, timeline), memory, theme)
     return "\n".join(picture.lines()) + "\n"
 
 
 class _Picture:
-    """What its parts share: the rows, the scale of time, the two directions."""
+    """What its parts share: the step, the scale of time, the sizes of the page."""
 
-    def __init__(self, schedule: Schedule, timeline: Timeline) -> None:
-        self.schedule = schedule
-        self.rows = _rows(schedule, timeline)
-        spans = [span for row in self.rows for _, span in row]
-        self.origin_ns = min(span.start_ns for span in spans)
-        self.makespan_ns = max(span.end_ns for span in spans) - self.origin_ns
-        self.unit = "ms" if self.makespan_ns >= 10_000_000 else "µs"
-        shortest_ns = min((span.duration_ns for span in spans if span.duration_ns), default=1)
-        widest_id = DIGIT * len(str(schedule.num_microbatches - 1))
-        self.px_per_ns = min(max(SHORTEST, widest_id + 8) / shortest_ns, LONGEST / max(self.makespan_ns, 1))
-        self.width = self.makespan_ns * self.px_per_ns
-        self.forward_shares = _forward_shares(self.rows)
-        self.has_twins = bool(schedule.twins)
-        self.entry = {
-            part.microbatch: rank
-            for rank, row in enumerate(schedule.rows)
-            for action in row
-            for part in action.parts
-            if part.kind is Kind.F and part.stage == 0
-        }
+    def __init__(self, step: Step, memory: Memory | None, theme: Theme | None) -> None:
+        if memory is not None and len(memory.curves) != len(step.rows):
+            raise ReportError(
+                f"the memory has curves of {len(memory.curves)} ranks and the schedule has {len(step.rows)}; "
+                "give one for each rank"
+            )
+        self.step, self.memory, self.theme = step, memory, theme
+        widest_id = DIGIT * len(str(step.schedule.num_microbatches - 1))
+        shortest = max(SHORTEST, widest_id + 8)
+        self.px_per_ns = min(shortest / step.usual_shortest_ns(), LONGEST / max(step.makespan_ns, 1))
+        self.width = step.makespan_ns * self.px_per_ns
+        self.spells_out = sum(map(len, step.rows)) <= MANY
+        self.pitch = ROW + (CURVE if memory else 0)
+        self.below = TOP + self.pitch * len(step.rows)
+        self.page = round(LEFT + max(self.width, 400) + RIGHT + (PEAK if memory else 0))
 
     def lines(self) -> Iterator[str]:
         """The elements of the file."""
-        width = round(LEFT + max(self.width, 400) + RIGHT)
-        below = TOP + ROW * len(self.rows)
-        legend, height = self.legend(width, below + 40)
-        yield f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img"'
-        yield f' viewBox="0 0 {width} {height}" aria-label="{safe(self.title())}"><style>{STYLE}</style>'
-        yield f'<rect class="page" width="{width}" height="{height}"/>'
-        yield from self.heading()
-        for rank, row in enumerate(self.rows):
-            yield from self.row(rank, row)
-        yield from self.axis(below)
-        yield from legend
+        step, page = self.step, self.page
+        legend, height = self.legend(self.below + 40)
+        yield f'<svg xmlns="http://www.w3.org/2000/svg" width="{page}" height="{height}" role="img"'
+        yield f' viewBox="0 0 {page} {height}" aria-label="{safe(step.title())}">'
+        yield f"<style>\n{cell_style(self.theme, step.num_shades, page)}</style>"
+        yield f'<rect class="page" width="{page}" height="{height}"/>'
+        yield draw_text(LEFT + self.width + 10, TOP - 8, "bubble", "note")
+        found: list[list[str]] = [[] for _ in step.ranks]
+        for gap in gaps(step):
+            found[gap.rank].append(draw_gap(self.x(gap.start_ns), self.x(gap.end_ns), explain(gap, step)))
+        for rank in step.ranks:
+            yield from self.row(rank, found[rank])
+        yield from self.axis()
+        yield from self.names(legend)
         yield "</svg>"
 
-    def title(self) -> str:
-        """Name, mode and sizes."""
-        schedule = self.schedule
-        name = schedule.name if len(schedule.name) <= 40 else f"{schedule.name[:39]}…"
-        mode = ", forward only" if schedule.mode == "forward" else ""
-        ranks, ids = schedule.num_ranks, schedule.num_microbatches
-        return f"{name}: {ranks} rank{'s' * (ranks > 1)}, {ids} micro-batch{'es' * (ids > 1)}{mode}"
+    def x(self, ns: int) -> float:
+        """Where a moment of the timeline stands in its row."""
+        return (ns - self.step.origin_ns) * self.px_per_ns
 
-    def heading(self) -> Iterator[str]:
-        """Title, and the figures of the whole step."""
-        bubbles = [self.bubble_ns(row) for row in self.rows]
-        least, most = self.time(min(bubbles)), self.time(max(bubbles))
-        bubble = f"{most} {self.unit} on every rank" if least == most else f"{least} to {most} {self.unit}"
-        yield draw_text(LEFT, 28, self.title(), "title")
-        yield draw_text(LEFT, 50, f"step {self.time(self.makespan_ns)} {self.unit}, bubble {bubble}", "note")
-        yield draw_text(LEFT + self.width + 10, TOP - 8, "bubble", "note")
-
-    def bubble_ns(self, row: Row) -> int:
-        """The time in which a rank computes nothing; it does one action at a time."""
-        return self.makespan_ns - sum(span.duration_ns for _, span in row)
-
-    def row(self, rank: int, row: Row) -> Iterator[str]:
-        """One rank: its name, its cells on the idle ground, and its share of bubble."""
-        share = 100 * self.bubble_ns(row) / max(self.makespan_ns, 1)
-        yield f'<g transform="translate({LEFT} {TOP + ROW * rank})">'
-        yield draw_text(-10, 17, f"rank {rank}", "rank")
-        yield f'<rect class="idle" width="{px(self.width)}" height="{ROW}"/>'
-        for action, span in row:
+    def row(self, rank: int, idle: list[str]) -> Iterator[str]:
+        """One rank: its gaps, its cells, its share of bubble, and below them its memory."""
+        yield f'<g class="cells" transform="translate({LEFT} {TOP + self.pitch * rank + ABOVE})">'
+        yield from idle
+        for action, span in self.step.rows[rank]:
             yield self.cell(rank, action, span)
-        yield draw_text(self.width + 10, 17, f"{share:.1f} %", "note")
         yield "</g>"
+        line = TOP + self.pitch * rank + ABOVE
+        yield draw_text(LEFT + self.width + 10, line, self.step.bubble_share(rank), "note")
+        if self.memory is not None:
+            yield from self.curve(rank, self.memory, line + BELOW + CURVE - 3)
 
     def cell(self, rank: int, action: Action, span: Span) -> str:
         """One action where it stands in time."""
-        left, width = ((ns * self.px_per_ns) for ns in (span.start_ns - self.origin_ns, span.duration_ns))
-        widths = [width]
-        if action.pair is not None:
-            # Nothing tells the two apart inside a pair, so they share it as they do when they stand alone.
-            forward = width * self.forward_shares[action.pair[1].kind]
-            widths = [forward, width - forward]
         parts = [
-            Part(self.shade(rank, part), str(part.microbatch), wide)
-            for part, wide in zip(action.parts, widths, strict=True)
+            Part(
+                part.kind,
+                self.step.shade(rank, part),
+                str(part.microbatch),
+                start * self.px_per_ns,
+                end * self.px_per_ns,
+            )
+            for part, start, end in self.step.parts(action, span)
         ]
-        return draw_cell(parts, left, self.hover(action, span))
+        return draw_cell(parts, self.hover(action, span))
 
     def hover(self, action: Action, span: Span) -> str:
         """What a cell tells under the pointer."""
         what = " and ".join(f"stage {part.stage}, micro-batch {part.microbatch}" for part in action.parts)
-        start, end = (self.time(ns - self.origin_ns) for ns in (span.start_ns, span.end_ns))
-        return f"{action}: {what}, {start} to {end} {self.unit}"
+        told = f"{action}: {what}" if self.spells_out else str(action)
+        start, end = (self.step.time(ns - self.step.origin_ns) for ns in (span.start_ns, span.end_ns))
+        return f"{told}, {start} to {end} {self.step.unit}"
 
-    def time(self, ns: int) -> str:
-        """``ns`` in the picture's unit: exactly where that is simulated microseconds, to a tenth in milliseconds."""
-        return microseconds(ns) if self.unit == "µs" else f"{ns / 1e6:.1f}".removesuffix(".0")
+    def curve(self, rank: int, memory: Memory, base: int) -> Iterator[str]:
+        """What a rank holds over time, all ranks on one scale; ``base`` is the line of nothing."""
+        times, held = memory.curves[rank]
+        height = (CURVE - 8) / max(memory.most, 1)
+        points = [(0.0, 0.0), *((self.x(time), -height * value) for time, value in without_dips(times, held))]
+        points += [(self.width, points[-1][1]), (self.width, 0.0)]
+        most = int(held.max(initial=0))
+        told = f"rank {rank} holds at most {amount(most, memory.unit)} at once"
+        path = f'<path class="held" d="{steps(points)}"><title>{safe(told)}</title></path>'
+        yield f'<g transform="translate({LEFT} {base})">{path}<path class="axis" d="M0 0H{px(self.width)}"/></g>'
+        yield draw_text(
+            LEFT + self.width + 10,
+            base - 3,
+            f"peak {amount(most, memory.unit, short=True)}",
+            "note",
+        )
 
-    def shade(self, rank: int, part: Action) -> str:
-        """The classes that colour a part: its kind, and whether it belongs to the second direction."""
-        if self.has_twins:
-            second = self.entry.get(part.microbatch) != self.entry.get(0)
-        else:
-            second = self.schedule.stages_of(rank).index(part.stage) % 2 == 1
-        return f"{part.kind.name} second" if second else part.kind.name
-
-    def axis(self, y: int) -> Iterator[str]:
+    def axis(self) -> Iterator[str]:
         """Time, with a mark at every one, two or five units of ten."""
-        yield draw_text(LEFT - 10, y + 22, "Time →", "rank")
-        step_ns = _nice(60 / self.px_per_ns)
-        for tick_ns in range(0, self.makespan_ns + 1, step_ns):
+        y = self.below
+        step_ns = nice(60 / self.px_per_ns)
+        for tick_ns in range(0, self.step.makespan_ns + 1, step_ns):
             x = LEFT + tick_ns * self.px_per_ns
-            yield f'<path class="axis" d="M{px(x)} {y}v6"/>' + draw_text(x, y + 22, self.time(tick_ns), "note tick")
-        yield draw_text(LEFT + self.width + 10, y + 22, self.unit, "note")
+            yield f'<path class="axis" d="M{px(x)} {y}v6"/>' + draw_text(
+                x, y + 22, self.step.time(tick_ns), "note tick"
+            )
+        yield draw_text(LEFT + self.width + 24, y + 22, self.step.unit, "note")
 
-    def legend(self, page: int, y: int) -> tuple[list[str], int]:
+    def names(self, legend: Sequence[str]) -> Iterator[str]:
+        """What stays in sight while the page is scrolled sideways: title, ranks, legend."""
+        yield '<g class="stay">'
+        yield f'<path class="page" d="M-20 {TOP - 1}H{LEFT - 1}V{self.below}h-8v30H-20z"/>'
+        yield draw_text(LEFT, 28, self.step.title(), "title")
+        yield draw_text(LEFT, 50, self.step.figures(), "note")
+        for rank in self.step.ranks:
+            yield draw_text(LEFT - 10, TOP + self.pitch * rank + ABOVE, f"rank {rank}", "rank")
+        yield draw_text(LEFT - 10, self.below + 22, "Time →", "rank")
+        yield from legend
+        yield "</g>"
+
+    def legend(self, y: int) -> tuple[list[str], int]:
         """What the colours mean, in as many lines as the page needs; and where the last of them ends."""
         lines: list[str] = []
-        x = LEFT
-        for parts, label in self.meanings():
-            swatch = sum(part.width for part in parts)
-            end = round(x + swatch + 8 + 6.3 * len(label))
+        x, page = LEFT, min(self.page, 1500)
+        for swatch, width, label in self.meanings():
+            end = round(x + width + 8 + 5.9 * len(label))
             if x > LEFT and end > page:
                 x, y, end = LEFT, y + 34, LEFT + end - x
-            lines.append(f'<g transform="translate({x} {y})">{draw_cell(parts)}</g>')
-            lines.append(draw_text(x + swatch + 8, y + 17, label))
-            x = end + 20
+            lines.append(f'<g class="cells" transform="translate({x} {y + ABOVE})">{swatch}</g>')
+            lines.append(draw_text(x + width + 8, y + ABOVE, label))
+            x = end + (18 if label else -8)
         return lines, y + ROW + 20
 
-    def meanings(self) -> Iterator[tuple[list[Part], str]]:
-        """Each kind that occurs, and how the two directions look where there are two."""
-        occurring = {action.kind for row in self.rows for action, _ in row}
+    def meanings(self) -> Iterator[tuple[str, int, str]]:
+        """Each kind that occurs, how shades tell directions or stages, and what is no action: swatch, width, label."""
         for kind, label in KINDS.items():
-            if kind in occurring:
-                shades = ("F", "B") if kind is Kind.F_B else (kind.name,)
-                yield [Part(shade, "", SHORTEST * (2 if shade == "B" else 1)) for shade in shades], label
-        if self.has_twins:
-            for rank in sorted(set(self.entry.values())):
-                first = min(microbatch for microbatch, entry in self.entry.items() if entry == rank)
-                shade = "F" if rank == self.entry.get(0) else "F second"
-                yield [Part(shade, str(first), SHORTEST)], f"entered at rank {rank}"
-        elif any(len(self.schedule.stages_of(rank)) > 1 for rank in range(len(self.rows))):
-            yield [Part("F", "0", SHORTEST)], "at a rank's first stage"
-            yield [Part("F second", "0", SHORTEST)], "at its second stage"
-
-
-def _rows(schedule: Schedule, timeline: Timeline) -> list[Row]:
-    """The schedule's actions with their spans, each rank's in time."""
-    actions = {(rank, str(action)): action for rank, row in enumerate(schedule.rows) for action in row}
-    spans = [span for span in timeline if span.lane == COMPUTE]
-    found = Counter((span.rank, span.name) for span in spans)
-    wanted = Counter((rank, str(action)) for rank, row in enumerate(schedule.rows) for action in row)
-    if different := (found - wanted) + (wanted - found):
-        rank, name = min(different)
-        raise ReportError(
-            f"the timeline has {name!r} {found[rank, name]} times on rank {rank} and {schedule.name} has it "
-            f"{wanted[rank, name]} times; give one step of this very schedule, as simulate returns it"
-        )
-    rows: list[Row] = [[] for _ in schedule.rows]
-    for span in spans:
-        rows[span.rank].append((actions[span.rank, span.name], span))
-    return rows
-
-
-def _forward_shares(rows: list[Row]) -> dict[Kind, float]:
-    """For an overlapped B or I, the part of the pair that its forward is drawn with."""
-    durations = defaultdict[Kind, list[int]](list)
-    for row in rows:
-        for action, span in row:
-            durations[action.kind].append(span.duration_ns)
-    shares = {Kind.B: 1 / 3, Kind.I: 1 / 2}
-    for kind in shares:
-        if durations[Kind.F] and durations[kind]:
-            forward, backward = median(durations[Kind.F]), median(durations[kind])
-            shares[kind] = forward / (forward + backward) if forward + backward else shares[kind]
-    return shares
-
-
-def _nice(ns: float) -> int:
-    """The next of 1, 2, 5, 10, 20, 50 ... nanoseconds that is not below ``ns``."""
-    unit = int(10 ** max(floor(log10(ns)), 0))
-    return next(step for step in (unit, 2 * unit, 5 * unit, 10 * unit) if step >= ns)
+            if kind in self.step.kinds:
+                simple = [Kind.F, Kind.B] if kind is Kind.F_B else [kind]
+                ends = [SHORTEST, 3 * SHORTEST] if kind is Kind.F_B else [SHORTEST * (1 + (kind is Kind.B))]
+                starts = [0, *ends]
+                parts = [Part(one, 0, "", start, end) for one, start, end in zip(simple, starts, ends, strict=False)]
+                yield draw_cell(parts), ends[-1], label
+        for index, (text, label) in enumerate(self.step.meaning_of_shades()):
+            yield draw_cell([Part(Kind.F, index, text, 0, SHORTEST)]), SHORTEST, label
+        if any(self.step.bubble_ns(rank) for rank in self.step.ranks):
+            yield f'<path class="gap" d="{box(0, SHORTEST)}"/>', SHORTEST, "idle"
+        if self.memory is not None:
+            yield f'<path class="held" d="M0 {BELOW}V-4H12V-12H22V{BELOW}z"/>', SHORTEST, HELD

@@ -29,6 +29,12 @@ class Clock(Protocol):
     def ran(self, rank: int, action: Action) -> None:
         """``rank`` has computed ``action``."""
 
+    def comes_to_sum(self, rank: int, stage: int) -> None:
+        """``rank`` is ready to sum the gradients of ``stage`` with its twins."""
+
+    def summed(self, rank: int, stage: int) -> tuple[Mark, Mark]:
+        """``rank`` has that sum: from when to when it was made."""
+
     def read_ns(self, marks: list[Mark]) -> list[int]:
         """The marks as nanoseconds since an origin that all ranks of this machine share."""
 
@@ -38,6 +44,9 @@ Mark = int | torch.cuda.Event
 
 class WallClock:
     """Real time: the host's monotonic clock, which all processes of a machine share."""
+
+    def __init__(self) -> None:
+        self._came_to_sum: dict[tuple[int, int], Mark] = {}
 
     def begin(self) -> None:
         """Real time has begun already."""
@@ -55,6 +64,14 @@ class WallClock:
     def ran(self, rank: int, action: Action) -> None:
         """Real actions take their own time."""
 
+    def comes_to_sum(self, rank: int, stage: int) -> None:
+        """Noted, for nobody tells when the last twin has come."""
+        self._came_to_sum[rank, stage] = self.mark(rank)
+
+    def summed(self, rank: int, stage: int) -> tuple[Mark, Mark]:
+        """From when this rank came, so that waiting for a twin is in it, until now."""
+        return self._came_to_sum.pop((rank, stage)), self.mark(rank)
+
     def read_ns(self, marks: list[Mark]) -> list[int]:
         """The marks are nanoseconds already."""
         return [mark for mark in marks if isinstance(mark, int)]
@@ -64,6 +81,7 @@ class CudaClock(WallClock):
     """The GPU's time: events on the current stream, for launches return long before the work is done."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.begin()
 
     def begin(self) -> None:
@@ -102,6 +120,9 @@ class Prices(Protocol):
     def wire_ns(self, transfer: Transfer) -> int:
         """How long ``transfer`` occupies its channel."""
 
+    def twins_ns(self, stage: int) -> int:
+        """How long the sum of the gradients of ``stage`` over its twins takes."""
+
 
 class VirtualClock:
     """Every rank has a time of its own, moved on by its actions and by what it waits for.
@@ -118,6 +139,7 @@ class VirtualClock:
         """Back to 0."""
         self._now = defaultdict[int, int](int)
         self._channels = defaultdict[tuple[int, int], _VirtualChannel](_VirtualChannel)
+        self._sums_start = defaultdict[int, int](int)
 
     def mark(self, rank: int) -> Mark:
         """The rank's own time."""
@@ -143,6 +165,16 @@ class VirtualClock:
     def ran(self, rank: int, action: Action) -> None:
         """The action took what it costs."""
         self._now[rank] += self._prices.duration_ns(action)
+
+    def comes_to_sum(self, rank: int, stage: int) -> None:
+        """The sum starts when the last twin has come."""
+        self._sums_start[stage] = max(self._sums_start[stage], self._now[rank])
+
+    def summed(self, rank: int, stage: int) -> tuple[Mark, Mark]:
+        """The sum took what it costs."""
+        start_ns = self._sums_start[stage]
+        self._now[rank] = start_ns + self._prices.twins_ns(stage)
+        return start_ns, self._now[rank]
 
     def read_ns(self, marks: list[Mark]) -> list[int]:
         """The marks are nanoseconds already."""

@@ -23,7 +23,7 @@ from counterflow.runtime.transport import InProcessTransport, ProcessGroupTransp
 from counterflow.runtime.weights import LinearSplit, Split
 from counterflow.runtime.wire import take_apart
 from counterflow.schedule import Post, Schedule, Transfers, check, to_csv
-from counterflow.timeline import Span, Timeline
+from counterflow.timeline import COMPUTE, TWINS, TWINS_OF, Span, Timeline
 
 BUCKET_BYTES = 25 << 20
 SPLITS: dict[str, type[Split]] = {"linear": LinearSplit, "graph": GraphSplit}
@@ -212,7 +212,7 @@ class Pipeline:
         return Timeline.from_spans(span for rank in self._ranks.values() for span in self._spans(rank))
 
     def _spans(self, rank: Rank) -> list[Span]:
-        return rank.executors[self._last_mode].spans()
+        return rank.spans(self._last_mode)
 
     def gather_timeline(self) -> Timeline:
         """The last step's timeline of all ranks, on every rank; all ranks have to call it.
@@ -224,20 +224,28 @@ class Pipeline:
         """
         if isinstance(self._driver, AllRanks):
             return self.timeline
-        rows = self._transfers[self._last_mode].schedule.rows
-        own = [time for rank in self._ranks.values() for span in self._spans(rank) for time in span[2:4]]
-        # All ranks gather lists of one length: as long as the longest row's.
-        padded = own + [0] * (2 * max(map(len, rows)) - len(own))
+        schedule = self._transfers[self._last_mode].schedule
+        labels = [_labels(schedule, rank) for rank in range(schedule.num_ranks)]
+        own = {
+            (span.name, span.lane): (span.start_ns, span.end_ns)
+            for rank in self._ranks.values()
+            for span in self._spans(rank)
+        }
+        times = [time for rank in self._ranks for label in labels[rank] for time in own.get(label, (0, 0))]
+        # All ranks gather lists of one length: as long as the longest one's.
+        padded = times + [0] * (2 * max(map(len, labels)) - len(times))
         with self._falling_together():
             self._come_together("gather_timeline", 0)
             every = self._driver.meet(padded, "gather_timeline")
         for state in self._ranks.values():
             state.watch.between_steps()
-        return Timeline.from_spans(
-            Span(rank, str(action), times[2 * step], times[2 * step + 1])
-            for rank, (row, times) in enumerate(zip(rows, every, strict=True))
-            for step, action in enumerate(row)
+        spans = (
+            Span(rank, name, times[2 * index], times[2 * index + 1], lane)
+            for rank, times in enumerate(every)
+            for index, (name, lane) in enumerate(labels[rank])
         )
+        # A stage without parameters has no gradients to sum.
+        return Timeline.from_spans(span for span in spans if span.lane == COMPUTE or span.duration_ns)
 
     def deferred_weights(self) -> dict[int, float]:
         """For each stage of this process that has done a W, the share of its trainable parameters that waited."""
@@ -329,3 +337,10 @@ def _pairs(transfers: Transfers) -> set[tuple[int, int]]:
             if isinstance(instruction, Post):
                 pairs |= {(transfer.source, transfer.target) for transfer in instruction.transfers}
     return pairs
+
+
+def _labels(schedule: Schedule, rank: int) -> list[tuple[str, str]]:
+    """Name and lane of what ``rank`` does in a step."""
+    twins = schedule.twins if schedule.mode == "train" else {}
+    sums = [(TWINS_OF.format(stage), TWINS) for stage in schedule.stages_of(rank) if stage in twins]
+    return [(str(action), COMPUTE) for action in schedule.rows[rank]] + sums

@@ -18,6 +18,7 @@ from counterflow.runtime.transport import Handle, Transport
 from counterflow.runtime.twins import Twins
 from counterflow.runtime.weights import Split
 from counterflow.schedule import Transfers
+from counterflow.timeline import Span
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Rank:
             )
             for mode, transfers in have.transfers.items()
         }
-        self.twins = Twins(self.index, self.modules, schedule.twins, have.transport, have.bucket_bytes)
+        self.twins = Twins(self.index, self.modules, schedule.twins, have.transport, have.clock, have.bucket_bytes)
 
     def step(self, mode: str, batch: Batch, learn_shapes: bool) -> Iterator[Handle]:
         """The program, and in training the twins' gradients behind it."""
@@ -69,6 +70,10 @@ class Rank:
             self.watch.waiting("the gradients of twins")
             yield from self.twins.reduce()
         self.watch.between_steps()
+
+    def spans(self, mode: str) -> list[Span]:
+        """What this rank did in its last step, of that mode."""
+        return self.executors[mode].spans() + (self.twins.spans() if mode == "train" else [])
 
     def forget(self) -> None:
         """Drop what a broken step left; gradients of twins are again those of before it."""

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from counterflow.errors import PipelineError
+from counterflow.runtime.clock import Clock, Mark
 from counterflow.runtime.transport import Handle, Lane, Message, Transport
 from counterflow.runtime.wire import Leaf
+from counterflow.timeline import TWINS, TWINS_OF, Span
 
 
 class Twins:
@@ -25,12 +27,14 @@ class Twins:
         modules: Mapping[int, nn.Module],
         holders: Mapping[int, tuple[int, ...]],
         transport: Transport,
+        clock: Clock,
         bucket_bytes: int,
     ) -> None:
-        self._rank, self._transport, self._bucket_bytes = rank, transport, bucket_bytes
+        self._rank, self._transport, self._clock, self._bucket_bytes = rank, transport, clock, bucket_bytes
         self._modules = {stage: modules[stage] for stage in sorted(modules) if stage in holders}
         self._holders = holders
         self._before: dict[Tensor, Tensor] | None = None
+        self._marks: list[tuple[int, Mark, Mark]] = []
 
     def align(self) -> Iterator[Handle]:
         """Give every copy the parameters and buffers of the first holder's.
@@ -54,6 +58,7 @@ class Twins:
     def set_aside(self) -> None:
         """Before a step: keep gradients of earlier steps out of it, for they have been summed already."""
         self._before = {}
+        self._marks = []
         for module in self._modules.values():
             for parameter in module.parameters():
                 if parameter.grad is not None:
@@ -68,7 +73,18 @@ class Twins:
             parameters = [p for p in module.parameters() if p.requires_grad and p not in done]
             done.update(parameters)
             if parameters:
+                self._clock.comes_to_sum(self._rank, stage)
                 yield from self._reduce_stage(stage, parameters)
+                self._marks.append((stage, *self._clock.summed(self._rank, stage)))
+
+    def spans(self) -> list[Span]:
+        """When the sums of the last step were made, but for those that took no time."""
+        starts = self._clock.read_ns([start for _, start, _ in self._marks])
+        ends = self._clock.read_ns([end for _, _, end in self._marks])
+        times = zip((stage for stage, _, _ in self._marks), starts, ends, strict=True)
+        return [
+            Span(self._rank, TWINS_OF.format(stage), start, end, TWINS) for stage, start, end in times if end > start
+        ]
 
     def settle(self) -> None:
         """When no rank of this process can break any more: add the gradients of earlier steps."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from counterflow.errors import ScheduleError
-from counterflow.schedule.action import Action, Kind
+from counterflow.schedule.action import Action
+from counterflow.schedule.rows import F, Rows
 
 Mode = Literal["train", "forward"]
-Rows = tuple[tuple[Action, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -46,35 +48,37 @@ class Schedule:
     name: str = field(default="custom", compare=False)
 
     def __post_init__(self) -> None:
-        if not any(self.rows):
+        rows = Rows.of(self.rows)
+        object.__setattr__(self, "rows", rows)
+        if not rows.num_actions:
             raise ScheduleError("a schedule got no actions; it needs a row of actions for each rank")
-        for rank, row in enumerate(self.rows):
-            for step, action in enumerate(row):
-                self._fits(action, rank, step)
+        outside = (rows.stage >= self.num_stages) | (rows.microbatch >= self.num_microbatches)
+        if outside.any():
+            raise ScheduleError(
+                f"{self._cell(outside)} is outside the schedule's {self.num_stages} stages "
+                f"and {self.num_microbatches} micro-batches; correct the action or the stated numbers"
+            )
+        backward = rows.kind > F
+        if self.mode == "forward" and backward.any():
+            raise ScheduleError(
+                f"{self._cell(backward)} is a backward in a schedule of mode 'forward'; drop it or state mode 'train'"
+            )
 
-    def _fits(self, action: Action, rank: int, step: int) -> None:
-        for part in action.parts:
-            if part.stage >= self.num_stages or part.microbatch >= self.num_microbatches:
-                raise ScheduleError(
-                    f"rank {rank}, step {step}: {action} is outside the schedule's {self.num_stages} stages "
-                    f"and {self.num_microbatches} micro-batches; correct the action or the stated numbers"
-                )
-            if self.mode == "forward" and part.kind is not Kind.F:
-                raise ScheduleError(
-                    f"rank {rank}, step {step}: {action} is a backward in a schedule of mode 'forward'; "
-                    "drop it or state mode 'train'"
-                )
+    def _cell(self, wrong: npt.NDArray[np.bool_]) -> str:
+        """Where the first wrong action stands, and which one it is."""
+        index = int(wrong.any(axis=1).argmax())
+        rank, step = self.rows.place(index)
+        return f"rank {rank}, step {step}: {self.rows.action(index)}"
 
     @classmethod
     def from_rows(cls, rows: Iterable[Iterable[Action]], name: str = "custom") -> Schedule:
         """The schedule of these rows, its numbers and mode read off the actions."""
-        frozen = tuple(tuple(row) for row in rows)
-        parts = [part for row in frozen for action in row for part in action.parts]
+        read = Rows.of(rows)
         return cls(
-            rows=frozen,
-            num_stages=1 + max((part.stage for part in parts), default=-1),
-            num_microbatches=1 + max((part.microbatch for part in parts), default=-1),
-            mode="forward" if all(part.kind is Kind.F for part in parts) else "train",
+            rows=read,
+            num_stages=1 + int(read.stage.max(initial=-1)),
+            num_microbatches=1 + int(read.microbatch.max(initial=-1)),
+            mode="train" if (read.kind > F).any() else "forward",
             name=name,
         )
 
@@ -85,7 +89,9 @@ class Schedule:
 
     @cached_property
     def _stages(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(sorted({part.stage for action in row for part in action.parts})) for row in self.rows)
+        first = self.rows.first
+        stages = (self.rows.stage[start:end] for start, end in zip(first, first[1:], strict=False))
+        return tuple(tuple(int(stage) for stage in np.unique(some) if stage >= 0) for some in stages)
 
     def stages_of(self, rank: int) -> tuple[int, ...]:
         """The stages whose modules ``rank`` holds, in model order."""
@@ -98,17 +104,22 @@ class Schedule:
     @property
     def twins(self) -> dict[int, tuple[int, ...]]:
         """For each stage with more than one copy, the ranks that hold one."""
-        holders = {stage: self.ranks_of(stage) for stage in sorted({*chain.from_iterable(self._stages)})}
-        return {stage: ranks for stage, ranks in holders.items() if len(ranks) > 1}
+        holders: dict[int, list[int]] = {}
+        for rank, stages in enumerate(self._stages):
+            for stage in stages:
+                holders.setdefault(stage, []).append(rank)
+        return {stage: tuple(ranks) for stage, ranks in sorted(holders.items()) if len(ranks) > 1}
 
     def forward_only(self) -> Schedule:
         """The same schedule with its forwards alone, in their order: what evaluation runs.
 
         It cannot deadlock where the whole does not: it waits for less.
         """
-        rows = ((part for action in row for part in action.parts if part.kind is Kind.F) for row in self.rows)
-        frozen = tuple(tuple(row) for row in rows)
-        return Schedule(frozen, self.num_stages, self.num_microbatches, "forward", self.name)
+        forwards = self.rows.kind[:, 0] == F  # an overlapped action has its forward first
+        kept = np.concatenate(([0], np.cumsum(forwards)))
+        columns = (np.stack([column[forwards, 0], np.full(kept[-1], -1)], axis=1) for column in self.rows.parts)
+        rows = Rows(kept[self.rows.first], *columns)
+        return Schedule(rows, self.num_stages, self.num_microbatches, "forward", self.name)
 
     def __str__(self) -> str:
         return "\n".join(" ".join(str(action) for action in row) for row in self.rows)

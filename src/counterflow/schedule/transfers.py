@@ -1,4 +1,4 @@
-"""A schedule's communication made explicit: the one lowering that check, simulator and executor share.
+"""A schedule's communication made explicit: what check, simulator and executor share.
 
 Each rank gets a program of three instructions. ``Post`` starts sends and receives and does not block.
 ``Wait`` blocks for one of them. ``Run`` computes one action. Four rules place them:
@@ -14,13 +14,13 @@ Each rank gets a program of three instructions. ``Post`` starts sends and receiv
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Literal, NamedTuple, overload
 
-from counterflow.errors import ScheduleError
 from counterflow.schedule.action import Action, Kind
+from counterflow.schedule.rows import F, Ints, Rows
 from counterflow.schedule.schedule import Schedule
 
 Payload = Literal["activation", "gradient"]
@@ -39,7 +39,8 @@ class Transfer(NamedTuple):
     target: int
 
     def __str__(self) -> str:
-        return f"{_name(self.payload, self.stage, self.microbatch)} from rank {self.source} to {self.target}"
+        made = f"{self.stage}{'F' if self.payload == 'activation' else 'B'}{self.microbatch}"
+        return f"the {self.payload} of {made} from rank {self.source} to {self.target}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,112 @@ Instruction = Post | Wait | Run
 Program = tuple[Instruction, ...]
 
 
+RUN, POST, JOIN, WAIT = range(4)
+"""The tags of an instruction's integer, ``4 * index + tag``: index of an action or a transfer; JOIN posts one more in
+the batch that a POST opened."""
+
+
+@dataclass(frozen=True, eq=False)
+class Programs(Sequence[Program]):
+    """The programs of all ranks: ``programs[rank]`` is a tuple of instructions, made when it is asked for.
+
+    Beneath are int64 columns. ``ops`` has the instructions of all ranks behind one another, rank r's from
+    ``first[r]`` up to ``first[r + 1]``. Transfers are numbered in the order of their senders' rows: shape [transfers]
+    have ``made_by`` and ``used_by``, the parts of ``rows`` at their two ends (part 2a or 2a + 1 of action a), and
+    ``before`` and ``after``, their neighbours on the same channel, or -1.
+    """
+
+    rows: Rows
+    first: Ints
+    ops: Ints
+    made_by: Ints
+    used_by: Ints
+    before: Ints
+    after: Ints
+
+    @property
+    def num_transfers(self) -> int:
+        """The messages of a step."""
+        return len(self.made_by)
+
+    @property
+    def source(self) -> Ints:
+        """For each transfer the rank that sends it, shape [transfers]."""
+        return self.rows.rank[self.made_by // 2]
+
+    @property
+    def target(self) -> Ints:
+        """For each transfer the rank that receives it, shape [transfers]."""
+        return self.rows.rank[self.used_by // 2]
+
+    def transfers(self) -> list[Transfer]:
+        """Every transfer, in the order of their numbers."""
+        kind, stage, microbatch = (column.reshape(-1)[self.made_by].tolist() for column in self.rows.parts)
+        return [
+            Transfer("activation" if code == F else "gradient", *rest)
+            for code, *rest in zip(kind, stage, microbatch, self.source.tolist(), self.target.tolist(), strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, rank: int) -> Program: ...
+
+    @overload
+    def __getitem__(self, rank: slice) -> tuple[Program, ...]: ...
+
+    def __getitem__(self, rank: int | slice) -> Program | tuple[Program, ...]:
+        if isinstance(rank, slice):
+            return tuple(self)[rank]
+        return self._decoded[rank]
+
+    def __iter__(self) -> Iterator[Program]:
+        return iter(self._decoded)
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @cached_property
+    def _decoded(self) -> tuple[Program, ...]:
+        transfers = self.transfers()
+        first = self.first.tolist()
+        return tuple(
+            self._decode(self.ops[start:end].tolist(), iter(row), transfers)
+            for start, end, row in zip(first, first[1:], self.rows, strict=False)
+        )
+
+    def _decode(self, ops: list[int], row: Iterator[Action], transfers: list[Transfer]) -> Program:
+        program: list[Instruction] = []
+        batch: list[Transfer] = []
+        for op in ops:
+            index, tag = divmod(op, 4)
+            if tag != JOIN and batch:
+                program.append(Post(tuple(batch)))
+                batch = []
+            if tag == RUN:
+                program.append(Run(next(row)))
+            elif tag == WAIT:
+                program.append(Wait(transfers[index]))
+            else:
+                batch.append(transfers[index])
+        return (*program, Post(tuple(batch))) if batch else tuple(program)
+
+
 @dataclass(frozen=True)
 class Transfers:
     """For each rank its program, lowered from ``schedule``."""
 
     schedule: Schedule
-    programs: tuple[Program, ...]
+    programs: Sequence[Program]
+
+    @property
+    def columns(self) -> Programs:
+        """The programs as integers, which those that ``lower`` wrote are beneath."""
+        assert isinstance(self.programs, Programs), "only what lower wrote has columns"
+        return self.programs
 
 
 def needs(part: Action, num_stages: int) -> tuple[Payload, int] | None:
@@ -98,123 +199,3 @@ def produces(part: Action) -> Payload | None:
     if part.kind is Kind.F:
         return "activation"
     return "gradient" if part.kind.sends_gradient else None
-
-
-def lower(schedule: Schedule) -> Transfers:
-    """The programs of all ranks.
-
-    Raises:
-        ScheduleError: an action needs what no action of the schedule produces, or two produce the same.
-
-    Example:
-        >>> from counterflow import one_f_one_b
-        >>> from counterflow.schedule import lower
-        >>> for instruction in lower(one_f_one_b(2, 1)).programs[1]:
-        ...     print(instruction)
-        post the activation of 0F0 from rank 0 to 1
-        wait for the activation of 0F0 from rank 0 to 1
-        run 1F0
-        run 1B0
-        post the gradient of 1B0 from rank 1 to 0
-        wait for the gradient of 1B0 from rank 1 to 0
-    """
-    moves = _moves(schedule)
-    return Transfers(schedule, tuple(_program(rank, row, moves) for rank, row in enumerate(schedule.rows)))
-
-
-class _Move(NamedTuple):
-    """A transfer with its place in both rows: produced after action ``sent``, needed before ``used``."""
-
-    transfer: Transfer
-    sent: int
-    used: int
-
-
-def _moves(schedule: Schedule) -> dict[tuple[int, int], list[_Move]]:
-    """For each ordered pair of ranks its moves, in the order in which they are sent."""
-    made: dict[tuple[Payload, int, int], tuple[int, int]] = {}
-    for rank, step, part in _parts(schedule):
-        payload = produces(part)
-        if payload is None:
-            continue
-        key = payload, part.stage, part.microbatch
-        if key in made:
-            raise ScheduleError(
-                f"rank {rank}, step {step}: {part} makes {_name(*key)} a second time; remove one of the two"
-            )
-        made[key] = rank, step
-    channels = defaultdict(list)
-    for rank, step, part in _parts(schedule):
-        need = needs(part, schedule.num_stages)
-        if need is None:
-            continue
-        key = *need, part.microbatch
-        if key not in made:
-            raise ScheduleError(
-                f"rank {rank}, step {step}: {part} needs {_name(*key)}, which no action makes; add that action"
-            )
-        source, sent = made[key]
-        if source != rank:
-            channels[source, rank].append(_Move(Transfer(*key, source, rank), sent, step))
-    return {pair: sorted(moves, key=_sending_order) for pair, moves in channels.items()}
-
-
-def _sending_order(move: _Move) -> tuple[int, bool]:
-    """By action; of the two that an F&B may send over one channel, the forward's goes first."""
-    return move.sent, move.transfer.payload == "gradient"
-
-
-def _parts(schedule: Schedule) -> Iterator[tuple[int, int, Action]]:
-    for rank, row in enumerate(schedule.rows):
-        for step, action in enumerate(row):
-            for part in action.parts:
-                yield rank, step, part
-
-
-def _name(payload: Payload, stage: int, microbatch: int) -> str:
-    return f"the {payload} of {stage}{'F' if payload == 'activation' else 'B'}{microbatch}"
-
-
-def _program(rank: int, row: tuple[Action, ...], moves: dict[tuple[int, int], list[_Move]]) -> Program:
-    """Rules 1 to 4 for one rank; slot k stands before action k, the last one after all of them."""
-    sends, receives, arrivals, releases = (defaultdict[int, list[Transfer]](list) for _ in range(4))
-    for (source, target), channel in moves.items():
-        if source == rank:
-            answers = moves.get((target, source), [])
-            for move, slot in zip(channel, _release_slots(channel, answers, end=len(row)), strict=True):
-                sends[move.sent + 1].append(move.transfer)
-                releases[slot].append(move.transfer)
-        elif target == rank:
-            for move, slot in zip(channel, _receive_slots(channel), strict=True):
-                receives[slot].append(move.transfer)
-                arrivals[move.used].append(move.transfer)
-    program: list[Instruction] = []
-    for slot in range(len(row) + 1):
-        if batch := (*sends.get(slot, ()), *receives.get(slot, ())):
-            program.append(Post(batch))
-        program += map(Wait, (*arrivals.get(slot, ()), *releases.get(slot, ())))
-        if slot < len(row):
-            program.append(Run(row[slot]))
-    return tuple(program)
-
-
-def _receive_slots(channel: list[_Move]) -> list[int]:
-    """Rules 2 and 3: one action ahead of its use, and of the use of all that is sent after it."""
-    first_use = channel[-1].used
-    slots = []
-    for move in reversed(channel):
-        first_use = min(first_use, move.used)
-        slots.append(max(first_use - 1, 0))
-    return slots[::-1]
-
-
-def _release_slots(channel: list[_Move], answers: list[_Move], end: int) -> list[int]:
-    """Rule 4: for each send the first slot in which an answer, sent after its use, is waited for."""
-    pending = sorted(answers, key=lambda answer: answer.sent)
-    slots = {}
-    first = end
-    for move in sorted(channel, key=lambda move: move.used, reverse=True):
-        while pending and pending[-1].sent >= move.used:
-            first = min(first, pending.pop().used)
-        slots[move.transfer] = max(first, move.sent + 1)
-    return [slots[move.transfer] for move in channel]

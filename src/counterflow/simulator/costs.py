@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from counterflow.errors import ScheduleError, SimulatorError
+from counterflow.errors import SimulatorError
 from counterflow.files import write_text
 from counterflow.schedule import Action, Kind, Transfer
-from counterflow.timeline import COMPUTE, Timeline
+from counterflow.simulator.measured import DURATIONS, measured_costs
+from counterflow.timeline import Timeline
 
 FORMAT = 1
 _LARGEST = 1e18  # what is computed from such numbers stays finite
@@ -35,7 +34,8 @@ class Costs:
     A transfer over a channel takes ``transfer_bytes`` (at the stage below the boundary it crosses, both ways)
     over ``bandwidth_gb_per_s``, one after the other, and arrives ``latency_us`` later.
     ``freed_at_input_bytes`` and ``freed_at_weight_bytes`` are what one micro-batch stores at a stage: the
-    part that I lets go, and the part that stays until W (B frees both).
+    part that I lets go, and the part that stays until W (B frees both). ``twins_us`` is how long the sum of a
+    stage's gradients over its twins takes after the last W; a stage that stands on one rank has nothing to sum.
 
     Raises:
         SimulatorError: a number that is negative or not finite, or lists of different lengths.
@@ -57,9 +57,10 @@ class Costs:
     transfer_bytes: PerStage = 0
     freed_at_input_bytes: PerStage = 0
     freed_at_weight_bytes: PerStage = 0
+    twins_us: PerStage = 0.0
 
     def __post_init__(self) -> None:
-        if all(getattr(self, name) is None for name in _DURATIONS.values()):
+        if all(getattr(self, name) is None for name in DURATIONS.values()):
             for name, value in (("forward", 1.0), ("backward", 2.0), ("weight", 1.0), ("overlapped", 3.0)):
                 object.__setattr__(self, f"{name}_us", value)
         for field in fields(self):
@@ -87,24 +88,25 @@ class Costs:
         Raises:
             SimulatorError: the costs neither give its duration nor let it follow, or name too few stages.
         """
-        return round(self._us(action) * 1000)
+        return round(self.duration_us(action) * 1000)
 
-    def _us(self, action: Action) -> float:
-        given = self._given(action.kind, action.stage)
+    def duration_us(self, action: Action) -> float:
+        """``duration_ns`` before it is rounded."""
+        given = self.given(action.kind, action.stage)
         if given is not None:
             return given
         derived = self._derived(action)
         if derived is None:
             raise SimulatorError(
-                f"the costs do not say how long {action} takes; give {_DURATIONS[action.kind]} for stage {action.stage}"
+                f"the costs do not say how long {action} takes; give {DURATIONS[action.kind]} for stage {action.stage}"
             )
         return derived
 
     def _derived(self, action: Action) -> float | None:
         """F&B = F + B; B = I + W, solved for the one that is missing."""
         if action.pair is not None:
-            return sum(self._us(part) for part in action.pair)
-        whole, half, other = (self._given(kind, action.stage) for kind in (Kind.B, Kind.I, Kind.W))
+            return sum(self.duration_us(part) for part in action.pair)
+        whole, half, other = (self.given(kind, action.stage) for kind in (Kind.B, Kind.I, Kind.W))
         match action.kind:
             case Kind.B if half is not None and other is not None:
                 return half + other
@@ -114,8 +116,9 @@ class Costs:
                 return max(whole - half, 0.0)
         return None
 
-    def _given(self, kind: Kind, stage: int) -> float | None:
-        return _at(getattr(self, _DURATIONS[kind]), stage)
+    def given(self, kind: Kind, stage: int) -> float | None:
+        """What is stated for ``kind`` at ``stage``; None where it follows from the rest."""
+        return _at(getattr(self, DURATIONS[kind]), stage)
 
     def wire_ns(self, transfer: Transfer) -> int:
         """How long ``transfer`` occupies its channel."""
@@ -123,12 +126,20 @@ class Costs:
             return 0
         below = transfer.stage if transfer.payload == "activation" else transfer.stage - 1
         # One GB/s is one byte each nanosecond.
-        return round((_at(self.transfer_bytes, below) or 0) / self.bandwidth_gb_per_s)
+        return round(self.boundary_bytes(below) / self.bandwidth_gb_per_s)
+
+    def boundary_bytes(self, stage: int) -> float:
+        """What crosses between ``stage`` and the next, for each micro-batch and way."""
+        return _at(self.transfer_bytes, stage) or 0
 
     @property
     def latency_ns(self) -> int:
         """How long after its channel is free again a transfer arrives."""
         return round(self.latency_us * 1000)
+
+    def twins_ns(self, stage: int) -> int:
+        """How long the sum of the gradients of ``stage`` over its twins takes."""
+        return round((_at(self.twins_us, stage) or 0) * 1000)
 
     def stored_bytes(self, stage: int) -> tuple[float, float]:
         """What one micro-batch stores at ``stage``: bytes that I frees, and bytes that W frees."""
@@ -138,50 +149,90 @@ class Costs:
         """Whether every stage costs the same."""
         return all(
             not isinstance(value, tuple) or len(set(value)) == 1
-            for value in (getattr(self, name) for name in _DURATIONS.values())
+            for value in (getattr(self, name) for name in DURATIONS.values())
         )
+
+    def whole(self) -> bool:
+        """Whether every stated duration is a whole number of nanoseconds, so that none is rounded."""
+        columns = (getattr(self, name) for name in DURATIONS.values())
+        stated = [us for column in columns for us in (column if isinstance(column, tuple) else (column,))]
+        return all(us is None or abs(us * 1000 - round(us * 1000)) < 1e-6 for us in stated)
+
+    def cut(self, num_stages: int, into: int, first: float = 1.0, last: float = 1.0) -> Costs:
+        """The costs of the same model in ``into`` stages, where these are of ``num_stages``, each cut alike.
+
+        A stage cut in two gives two of half its durations, stored bytes and sum over twins; transfers stay as they
+        are. ``first`` and ``last`` say how many times as long the first and the last stage of ``num_stages`` take
+        for what they compute beside their layers (embedding, head). That surplus cannot be cut: all of it stays
+        at the very first and the very last of the new stages.
+
+        Raises:
+            SimulatorError: lists of another length, numbers of stages that do not divide, a weight below 1.
+
+        Example:
+            >>> Costs(forward_us=1, backward_us=2).cut(2, into=4, first=1.5).forward_us
+            (1.0, 0.5, 0.5, 0.5)
+        """
+        if num_stages < 1 or into < num_stages or into % num_stages:
+            raise SimulatorError(
+                f"costs of {num_stages} stages got {into} stages to be cut into; give a multiple of their number"
+            )
+        _check_weights(first, last)
+        pieces = into // num_stages
+        if pieces == 1 and first == last == 1:
+            return self
+        changed: dict[str, Any] = {name: self._cut(name, num_stages, pieces) for name in _CUT}
+        for name in DURATIONS.values():
+            changed[name] = self._cut(name, num_stages, pieces, first, last)
+        sizes = self.transfer_bytes  # a cut inside a stage sends what the stage itself sends
+        if isinstance(sizes, tuple):
+            changed["transfer_bytes"] = tuple(size for size in sizes for _ in range(pieces))
+        return replace(self, **changed)
+
+    def _cut(self, name: str, num_stages: int, pieces: int, first: float = 1.0, last: float = 1.0) -> PerStage:
+        values = getattr(self, name)
+        if not isinstance(values, tuple):
+            if values is None or first == last == 1:
+                return None if values is None else values / pieces
+            values = (values,) * num_stages
+        if len(values) != num_stages:
+            raise SimulatorError(
+                f"{name} names {len(values)} stages and the model has {num_stages}; give one number for each stage"
+            )
+        cut = [None if value is None else value / pieces for value in values for _ in range(pieces)]
+        for end, weight in ((0, first), (-1, last)):
+            whole, piece = values[end], cut[end]
+            if whole is not None and piece is not None:
+                cut[end] = piece + (weight - 1) * whole
+        return tuple(cut)
 
     @classmethod
     def from_timeline(cls, timeline: Timeline, **more: Any) -> Costs:
-        """Measured costs: for each kind and stage the median duration of its actions; ``more`` as in ``Costs``.
+        """Measured costs: what ``timeline`` says about durations, twins and latency; ``more`` as in ``Costs``.
+
+        Durations are medians, for each kind and stage. The latency is the median time from the end of an action to the
+        start of one on another rank that waited for it; ``more`` takes its place where it states one, or a bandwidth.
 
         Raises:
             SimulatorError: no span on the compute lane is named as an action.
         """
-        durations = defaultdict[tuple[Kind, int], list[int]](list)
-        for span in timeline:
-            if span.lane != COMPUTE:
-                continue
-            try:
-                action = Action.parse(span.name)
-            except ScheduleError:
-                continue
-            durations[action.kind, action.stage].append(span.duration_ns)
-        if not durations:
+        found = measured_costs(timeline)
+        if more.get("bandwidth_gb_per_s") is not None:
+            del found["latency_us"]  # the wire's share is in it
+        return cls(**{**found, **more})
+
+
+_CUT = ("freed_at_input_bytes", "freed_at_weight_bytes", "twins_us")
+"""What is cut with a stage beside its durations, and knows no surplus at the ends."""
+
+
+def _check_weights(first: float, last: float) -> None:
+    for name, weight in (("first", first), ("last", last)):
+        if not 1 <= weight <= _LARGEST:
             raise SimulatorError(
-                "the timeline has no span named as an action (such as 3F12), so no costs can be read from it; "
-                "take one that counterflow simulated or its executor measured"
+                f"the weight of the {name} stage got {weight}; it needs at least 1, as long as the others take: "
+                "for a shorter stage give the costs a list, with a number for each stage"
             )
-        num_stages = 1 + max(stage for _, stage in durations)
-        columns: dict[str, Any] = {}
-        for kind, name in _DURATIONS.items():
-            column = tuple(_median_us(durations.get((kind, stage))) for stage in range(num_stages))
-            if any(value is not None for value in column):
-                columns[name] = column
-        return cls(**columns, **more)
-
-
-_DURATIONS = {
-    Kind.F: "forward_us",
-    Kind.B: "backward_us",
-    Kind.I: "input_us",
-    Kind.W: "weight_us",
-    Kind.F_B: "overlapped_us",
-}
-
-
-def _median_us(durations_ns: list[int] | None) -> float | None:
-    return median(durations_ns) / 1000 if durations_ns else None
 
 
 def _at(values: PerStage, stage: int) -> float | None:

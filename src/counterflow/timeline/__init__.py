@@ -1,6 +1,16 @@
 """Time in columns: spans of ranks, simulated or measured, and their Chrome traces."""
 
 from counterflow.timeline.chrome import from_chrome, read_chrome, to_chrome, write_chrome
-from counterflow.timeline.timeline import COMPUTE, Span, Timeline
+from counterflow.timeline.timeline import COMPUTE, TWINS, TWINS_OF, Span, Timeline
 
-__all__ = ["COMPUTE", "Span", "Timeline", "from_chrome", "read_chrome", "to_chrome", "write_chrome"]
+__all__ = [
+    "COMPUTE",
+    "TWINS",
+    "TWINS_OF",
+    "Span",
+    "Timeline",
+    "from_chrome",
+    "read_chrome",
+    "to_chrome",
+    "write_chrome",
+]

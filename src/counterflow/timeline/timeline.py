@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,10 @@ from counterflow.timeline.intervals import Ns, covered_ns
 
 COMPUTE = "compute"
 """The lane on which a rank's actions stand."""
+TWINS = "twins"
+"""The lane on which a rank sums its gradients with those of its twins."""
+TWINS_OF = "twins of stage {}"
+"""How such a sum is named."""
 
 _MOST_RANKS = 2**16
 _FURTHEST_NS = 2**62  # int64 holds the difference of any two such times
@@ -39,7 +43,7 @@ class Timeline:
     """Spans in columns, sorted by rank, lane and time.
 
     Build one with ``from_spans``. ``rank``, ``start_ns`` and ``end_ns`` are int64 arrays of shape [spans];
-    ``lane`` and ``name`` are int64 indices into the string tables ``lanes`` and ``names``. Times are
+    ``lane`` and ``name`` are int64 indices into the tables of text ``lanes`` and ``names``. Times are
     nanoseconds from any origin that all ranks share. Two timelines are equal when their spans are.
 
     Example:
@@ -56,7 +60,7 @@ class Timeline:
     lane: Ns
     name: Ns
     lanes: tuple[str, ...]
-    names: tuple[str, ...]
+    names: Sequence[str]
 
     @classmethod
     def from_spans(cls, spans: Iterable[Span]) -> Timeline:
@@ -108,7 +112,7 @@ class Timeline:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Timeline):
             return NotImplemented
-        return list(self) == list(other)
+        return sorted(self) == sorted(other)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -125,11 +129,10 @@ class Timeline:
     def busy_ns(self, lane: str = COMPUTE) -> Ns:
         """For each rank the time in which something ran on ``lane``, shape [ranks]."""
         on_lane = self._on(lane)
-        busy = np.zeros(self.num_ranks, dtype=np.int64)
-        for rank in range(self.num_ranks):
-            rows = on_lane & (self.rank == rank)
-            busy[rank] = covered_ns(self.start_ns[rows], self.end_ns[rows])
-        return busy
+        rank, start_ns, end_ns = self.rank[on_lane], self.start_ns[on_lane], self.end_ns[on_lane]
+        first = np.searchsorted(rank, np.arange(self.num_ranks + 1))
+        spans = zip(first, first[1:], strict=False)
+        return np.array([covered_ns(start_ns[one:end], end_ns[one:end]) for one, end in spans], dtype=np.int64)
 
     def bubble_ns(self) -> Ns:
         """For each rank the time in which it computed nothing, shape [ranks].

@@ -1,11 +1,7 @@
 """DualPipe and DualPipeV: forward and backward of two directions hide each other's communication."""
 
-from collections import deque
-from collections.abc import Iterator
-from itertools import count
-
-from counterflow.schedule.action import Action, Kind
 from counterflow.schedule.generators.sizes import require_sizes
+from counterflow.schedule.generators.steps import Step, from_steps
 from counterflow.schedule.schedule import Schedule
 
 
@@ -34,12 +30,11 @@ def dualpipe(num_ranks: int, num_microbatches: int) -> Schedule:
     """
     require_sizes("dualpipe", num_ranks, num_microbatches, even=True, microbatches_per_rank=2)
     half, last = num_microbatches // 2, num_ranks - 1
-    rows = []
-    for rank in range(num_ranks):
-        near = min(rank, last - rank)
-        first_ids = (0, half) if rank == near else (half, 0)
-        rows.append(_row(near, num_ranks // 2, half, stages=(near, last - near), first_ids=first_ids))
-    return Schedule.from_rows(rows, "dualpipe")
+    ends = [min(rank, last - rank) for rank in range(num_ranks)]
+    rows = (_row(end, num_ranks // 2, half, near=end, far=last - end) for end in ends)
+    # The second half of the micro-batches enters at the last rank, whose stages count down from there.
+    first_ids = [{last - rank: half} for rank in range(num_ranks)]
+    return from_steps("dualpipe", rows, num_ranks, num_microbatches, first_ids)
 
 
 def dualpipev(num_ranks: int, num_microbatches: int) -> Schedule:
@@ -64,62 +59,27 @@ def dualpipev(num_ranks: int, num_microbatches: int) -> Schedule:
     """
     require_sizes("dualpipev", num_ranks, num_microbatches, microbatches_per_rank=2)
     last = 2 * num_ranks - 1
-    rows = (
-        _row(rank, num_ranks, num_microbatches, stages=(rank, last - rank), first_ids=(0, 0))
-        for rank in range(num_ranks)
-    )
-    return Schedule.from_rows(rows, "dualpipev")
+    rows = (_row(rank, num_ranks, num_microbatches, near=rank, far=last - rank) for rank in range(num_ranks))
+    return from_steps("dualpipev", rows, 2 * num_ranks, num_microbatches)
 
 
-def _row(
-    rank: int, num_ranks: int, num_microbatches: int, stages: tuple[int, int], first_ids: tuple[int, int]
-) -> list[Action]:
-    """One rank's actions: the steps below, direction d at ``stages[d]`` counting from ``first_ids[d]``."""
-    forwards, backwards = [count(i) for i in first_ids], [count(i) for i in first_ids]
-    waiting: deque[Action] = deque()
-
-    def forward(direction: int) -> Action:
-        return Action(Kind.F, stages[direction], next(forwards[direction]))
-
-    def backward(direction: int, kind: Kind = Kind.B) -> Action:
-        return Action(kind, stages[direction], next(backwards[direction]))
-
-    row = []
-    for step in _steps(rank, num_ranks, num_microbatches):
-        match step:
-            case "F", direction:
-                row.append(forward(direction))
-            case "B", direction:
-                row.append(backward(direction))
-            case "I", direction:
-                row.append(backward(direction, Kind.I))
-                waiting.append(row[-1])
-            case "F&B", direction:
-                row.append(Action.overlap(forward(direction), backward(1 - direction)))
-            case "W", _:
-                oldest = waiting.popleft()
-                row.append(Action(Kind.W, oldest.stage, oldest.microbatch))
-    return row
-
-
-def _steps(h: int, depth: int, num_microbatches: int) -> Iterator[tuple[str, int]]:
+def _row(h: int, depth: int, num_microbatches: int, near: int, far: int) -> list[Step]:
     """The eight published steps of the rank ``h`` from its end of a pipeline ``depth`` ranks deep.
 
-    Direction 0 is the one that enters nearer to the rank. DualPipe is two such pipelines, R/2 deep, with
-    M/2 micro-batches each way; DualPipeV is one, R deep, with all M going down and coming back.
+    ``near`` is its stage for the direction that enters nearer to it. DualPipe is two such pipelines, R/2 deep,
+    with M/2 micro-batches each way; DualPipeV is one, R deep, with all M going down and coming back.
     """
     to_middle = depth - h - 1
-    yield from [("F", 0)] * (2 * to_middle)  # 1
-    yield from [("F", 0), ("F", 1)] * (h + 1)  # 2
-    yield from [("I", 1), ("W", 1), ("F", 1)] * to_middle  # 3
-    pairs = [("F&B", 0), ("F&B", 1)] * (num_microbatches - 2 * depth + h + 1)  # 4
+    row: list[Step] = [("F", near)] * (2 * to_middle)  # 1
+    row += [("F", near), ("F", far)] * (h + 1)  # 2
+    row += [("I", far), ("W",), ("F", far)] * to_middle  # 3
+    pairs: list[Step] = [("F&B", near, far), ("F&B", far, near)] * (num_microbatches - 2 * depth + h + 1)  # 4
     if to_middle == 0:
         # Nothing is in flight yet under which the first pair could hide: apart, B's gradient leaves no later.
-        pairs[:1] = [("F", 0), ("B", 1)]
-    yield from pairs
-    yield from [("B", 1), ("F&B", 1)] * to_middle  # 5
-    backwards = [("B", 1), ("B", 0)] * (h + 1)  # 6
-    yield from backwards[: h + 1]
-    yield from [("I", direction) for _, direction in backwards[h + 1 :]]
-    yield from [("W", 0), ("I", 0)] * to_middle  # 7
-    yield from [("W", 0)] * (h + 1)  # 8
+        pairs[:1] = [("F", near), ("B", far)]
+    row += pairs
+    row += [("B", far), ("F&B", far, near)] * to_middle  # 5
+    last = [far, near] * (h + 1)  # 6
+    row += [("B", stage) for stage in last[: h + 1]] + [("I", stage) for stage in last[h + 1 :]]
+    row += [("W",), ("I", near)] * to_middle  # 7
+    return row + [("W",)] * (h + 1)  # 8

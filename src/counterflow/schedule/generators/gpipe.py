@@ -1,7 +1,7 @@
 """GPipe: all forwards, then all backwards."""
 
-from counterflow.schedule.action import Action, Kind
 from counterflow.schedule.generators.sizes import require_sizes
+from counterflow.schedule.generators.steps import from_steps
 from counterflow.schedule.schedule import Schedule
 
 
@@ -26,8 +26,5 @@ def gpipe(num_ranks: int, num_microbatches: int) -> Schedule:
     Source: Huang et al. 2019, "GPipe", section 2.3.
     """
     require_sizes("gpipe", num_ranks, num_microbatches)
-    rows = (
-        [Action(kind, rank, m) for kind in (Kind.F, Kind.B) for m in range(num_microbatches)]
-        for rank in range(num_ranks)
-    )
-    return Schedule.from_rows(rows, "gpipe")
+    rows = ([("F", rank)] * num_microbatches + [("B", rank)] * num_microbatches for rank in range(num_ranks))
+    return from_steps("gpipe", rows, num_ranks, num_microbatches)

@@ -1,7 +1,7 @@
 """1F1B: as many forwards in flight as there are ranks below, then one backward for each forward."""
 
-from counterflow.schedule.action import Action, Kind
 from counterflow.schedule.generators.sizes import require_sizes
+from counterflow.schedule.generators.steps import Step, from_steps
 from counterflow.schedule.schedule import Schedule
 
 
@@ -26,14 +26,11 @@ def one_f_one_b(num_ranks: int, num_microbatches: int) -> Schedule:
     Source: Narayanan et al. 2019, "PipeDream", section 3.2; 2021, "PipeDream-2BW", figure 2.
     """
     require_sizes("1f1b", num_ranks, num_microbatches)
-    return Schedule.from_rows((_row(rank, num_ranks, num_microbatches) for rank in range(num_ranks)), "1f1b")
+    rows = (_row(rank, min(num_ranks - rank - 1, num_microbatches), num_microbatches) for rank in range(num_ranks))
+    return from_steps("1f1b", rows, num_ranks, num_microbatches)
 
 
-def _row(rank: int, num_ranks: int, num_microbatches: int) -> list[Action]:
-    forwards = [Action(Kind.F, rank, m) for m in range(num_microbatches)]
-    backwards = [Action(Kind.B, rank, m) for m in range(num_microbatches)]
-    warm_up = min(num_ranks - rank - 1, num_microbatches)
-    row = forwards[:warm_up]
-    for forward, backward in zip(forwards[warm_up:], backwards, strict=False):
-        row += [forward, backward]
-    return row + backwards[num_microbatches - warm_up :]
+def _row(stage: int, warm_up: int, num_microbatches: int) -> list[Step]:
+    forward: Step = ("F", stage)
+    backward: Step = ("B", stage)
+    return [forward] * warm_up + [forward, backward] * (num_microbatches - warm_up) + [backward] * warm_up

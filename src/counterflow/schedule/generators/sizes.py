@@ -24,6 +24,33 @@ def require_sizes(
     _require(name, "micro-batches", num_microbatches, least, step, given=f" on {num_ranks} ranks")
 
 
+def require_chunks(name: str, chunks: int) -> None:
+    """Refuse fewer than one chunk on each rank.
+
+    Raises:
+        ScheduleError: naming the schedule and what it got.
+    """
+    _require(name, "chunks on each rank", chunks, least=1, step=1)
+
+
+def require_rounds(name: str, num_ranks: int, num_microbatches: int) -> int:
+    """The micro-batches of a round where rounds are equally long and, if there are several, of at least R.
+
+    Raises:
+        ScheduleError: fewer than one rank or micro-batch, or micro-batches that do not fill M // R rounds.
+    """
+    require_sizes(name, num_ranks, num_microbatches)
+    rounds = max(1, num_microbatches // num_ranks)
+    size, left_over = divmod(num_microbatches, rounds)
+    if left_over:
+        below, above = rounds * size, min(rounds * (size + 1), (rounds + 1) * num_ranks)
+        raise ScheduleError(
+            f"{name} got {num_microbatches} micro-batches on {num_ranks} ranks; it needs as many in each of its "
+            f"{rounds} rounds of at least {num_ranks}: the nearest legal values are {below} and {above}"
+        )
+    return size
+
+
 def _require(name: str, what: str, value: int, least: int, step: int, given: str = "") -> None:
     if value >= least and value % step == 0:
         return
