@@ -109,7 +109,7 @@ def test_bad_text_is_refused_with_row_and_column(text: str, message: str) -> Non
         ("0F0\0,0B0", f"row 1, column 1: '0F0\\x00' {NO_ACTION}"),
         ("0F0,\u0661B0", f"row 1, column 2: '\u0661B0' {NO_ACTION}"),
         ("\ufeff0F0,0B0", f"row 1, column 1: '\\ufeff0F0' {NO_ACTION}"),
-        ("0F0,0SEND_F0", f"row 1, column 2: '0SEND_F0' {NO_ACTION}"),
+        ("0F0,0SEND_F0,0SEND_F", f"row 1, column 3: '0SEND_F' {NO_ACTION}"),
         (",,\n,\n", NO_ROWS),
     ],
 )

@@ -176,6 +176,11 @@ def test_a_file_that_torch_writes_is_read_and_runs(schedules, name: str, stages_
     ]
     assert read.num_stages == 4 * stages_per_rank
     check(read)
+    # Its default writes communication and sharding too, which our lowering decides.
+    theirs._prepare_schedule_with_comms(theirs.pipeline_order)
+    theirs._dump_csv(tmp_path / "with_comms.csv")
+    assert "0SEND_F0" in (tmp_path / "with_comms.csv").read_text()
+    assert read_schedule(tmp_path / "with_comms.csv") == read
 
 
 def test_torchs_runtime_reads_dualpipe_but_cannot_place_its_twins(schedules, tmp_path: Path) -> None:

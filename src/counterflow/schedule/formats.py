@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ def to_csv(schedule: Schedule) -> str:
 
 
 def from_csv(text: str, name: str = "custom") -> Schedule:
-    """The opposite of ``to_csv``; empty cells, which torch writes for idle slots, are left out.
+    """The opposite of ``to_csv``, and a reader of both formats that torch writes.
+
+    What torch writes beside the actions is left out: empty cells, for idle slots, and in ``compute_comms`` its own
+    sends, receives, reductions and (un)shardings. What is sent when, ``lower`` decides.
 
     Raises:
         ScheduleError: with row and column (from 1, as a spreadsheet counts) of the first bad cell.
@@ -51,7 +55,11 @@ def from_csv(text: str, name: str = "custom") -> Schedule:
         0F0 0B0
         1F0 1B0
     """
-    return _parse([line.split(",") for line in text.splitlines()], name)
+    cells = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
+    return _parse([["" if _TORCHS_OWN.fullmatch(cell) else cell for cell in line] for line in cells], name)
+
+
+_TORCHS_OWN = re.compile("[0-9]{1,6}(?:(?:SEND|RECV)_[FB][0-9]{1,6}|UNSHARD|RESHARD|REDUCE_GRAD)")
 
 
 def _parse(cells: list[list[str]], name: str) -> Schedule:
