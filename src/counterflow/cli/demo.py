@@ -20,7 +20,9 @@ OUT = Path("out/demo")
 
 
 def demo(
-    schedule: Annotated[str, typer.Option("--schedule", help="gpipe, 1f1b, zb1p, dualpipe or dualpipev.")] = "dualpipe",
+    schedule: Annotated[
+        str, typer.Option("--schedule", help="Any name that counterflow schedule --help has.")
+    ] = "dualpipe",
     ranks: Annotated[int, typer.Option("--ranks", help="Number of ranks.")] = 4,
     microbatches: Annotated[int, typer.Option("--microbatches", help="Number of micro-batches.")] = 8,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
