@@ -106,6 +106,12 @@ def test_a_file_that_would_not_run_is_refused_by_its_name(refusal: Run, tmp_path
     assert refusal(*verb, file) == f"{file}: rank 1, step 0: 1B0 stands before its forward 1F0; move it behind"
 
 
+def test_a_w_that_is_longer_than_b_is_refused(refusal: Run) -> None:
+    assert refusal("simulate", *DUALPIPE, "--weight-us", "5") == (
+        "--weight-us 5 is more than B, 2; W is a part of it: give at most that, or a longer --backward-us"
+    )
+
+
 def test_below_a_refusal_the_cells_are_marked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "bad.txt"
     file.write_text("0F0 0B0 0F1 0B1\n1F1 1B1 1F0 1B0")
@@ -328,7 +334,8 @@ def test_what_a_file_holds_cannot_steer_the_terminal(out: Run, refusal: Run, tmp
 
 
 # The example of demo trains for a minute; tests/demo runs a shorter one.
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "demo"])
+# Those of balance and trace read files of their own; tests/cli and tests/trace run them.
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("demo", "balance", "trace")])
 def test_help_shows_an_example_that_runs(out: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dualpipe.csv").write_text(to_csv(dualpipe(2, 4)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-COMPILED_FROM = 100_000
+COMPILED_FROM = 400_000
 """For so many turns, of all calls together, plain Python takes as long as numba takes to load what it compiled."""
 
 _turns_so_far = Counter[Callable[..., Any]]()

@@ -173,7 +173,7 @@ def test_each_of_the_stages_on_a_rank_has_a_shade_of_its_own() -> None:
     root = drawn(schedule)
     for text, cell in cells(root).items():
         assert classes(cell) == {text[1], *([f"s{int(text[0]) // 2}"] if text[0] not in "01" else [])}
-    assert "at a rank's first to 4th stage" in words(root)
+    assert "at a rank's 1st to 4th stage" in words(root)
     fills = [shade(Kind.F, index, 4) for index in range(4)]
     assert all(fill in styled(root) for fill in fills)
 
@@ -356,3 +356,15 @@ def test_names_stay_in_sight_while_a_wide_picture_is_scrolled() -> None:
     (stays,) = elements(root, "g", "stay")
     assert "rank 0 rank 1 rank 2 rank 3" in words(stays)
     assert f"calc({int(root.get('width', '0')) + 15}px - 100vw)" in styled(root)
+
+
+def test_the_sums_of_twins_stand_behind_the_last_action() -> None:
+    schedule = dualpipe(4, 8)
+    timeline = simulate(schedule, Costs(1, 2, None, 1, 3, twins_us=4))
+    root = ElementTree.fromstring(schedule_svg(schedule, timeline))
+    shown = words(root)
+    assert "step 34 µs, 8 µs of it sums over twins behind the last action, bubble 2 µs on every rank" in shown
+    assert "sum of gradients over twins" in shown
+    assert "5.9 %" in shown
+    titles = [element.text for element in root.iter() if element.tag.endswith("title")]
+    assert "rank 3 sums gradients, twins of stage 3, 30 to 34 µs" in titles

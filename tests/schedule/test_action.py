@@ -103,7 +103,7 @@ def test_a_pair_belongs_to_overlapped_actions_alone() -> None:
 def test_stages_and_microbatches_count_from_zero() -> None:
     with pytest.raises(ScheduleError) as caught:
         Action(Kind.F, -1, 2)
-    assert str(caught.value) == "an action got stage -1 and micro-batch 2; both count from 0"
+    assert str(caught.value) == "an action got stage -1 and micro-batch 2; both count from 0 and stay below 1,000,000"
 
 
 @given(simple_actions)

@@ -402,7 +402,7 @@ def test_weights_wait_first_in_first_out(schedule: Schedule) -> None:
             "dualpipe",
             1,
             20,
-            "dualpipe got 1 ranks; it needs an even number of at least 2: the nearest legal value is 2",
+            "dualpipe got 1 rank; it needs an even number of at least 2: the nearest legal value is 2",
         ),
         (
             "dualpipe",
@@ -482,3 +482,25 @@ def test_an_unknown_schedule_is_told_with_the_known_ones() -> None:
         generate("dualpype", 4, 8)
     known = ", ".join(GENERATORS)
     assert str(caught.value) == f"'dualpype' is no schedule; the known ones are {known}"
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize(
+    ("num_ranks", "num_microbatches"), [(2, 10**20), (10**20, 10**21), (2, 2_000_000), (10**6, 2 * 10**6)]
+)
+def test_sizes_that_no_machine_has_room_for_are_refused_at_once(
+    name: str, num_ranks: int, num_microbatches: int
+) -> None:
+    with pytest.raises(ScheduleError, match="fewer than 1,000,000 micro-batches, and at most 20,000,000 forwards"):
+        generate(name, num_ranks, num_microbatches)
+
+
+@pytest.mark.parametrize("size", [4.0, "4", None, True])
+def test_a_size_that_is_no_whole_number_is_told(size: object) -> None:
+    with pytest.raises(ScheduleError, match="for its ranks; it needs a whole number"):
+        generate("dualpipe", size, 8)
+
+
+def test_chunks_without_end_are_refused() -> None:
+    with pytest.raises(ScheduleError, match="1000000000000 stages each"):
+        generate("interleaved-1f1b", 2, 4, chunks=10**12)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterflow import Costs, compare, dualpipe, simulate
+from counterflow.cli.output import counted
 from counterflow.errors import ScheduleError, SimulatorError
 from counterflow.schedule import GENERATORS, STAGES_PER_RANK, generate
 from strategies import costs_of
@@ -199,14 +200,14 @@ def test_a_longer_first_or_last_stage_lengthens_every_step() -> None:
 
 # --- what is left out and what is refused -------------------------------------------------------------------
 
-EVEN = "dualpipe got {} ranks; it needs an even number of at least 2: the nearest legal {}"
+EVEN = "dualpipe got {}; it needs an even number of at least 2: the nearest legal {}"
 FOLDED = "{} got {} stages; it holds 2 on every rank and needs a multiple of 2: the nearest legal {}"
 
 
 @pytest.mark.parametrize(("num_stages", "nearest"), [(7, "values are 6 and 8"), (1, "value is 2")])
 def test_schedules_that_do_not_exist_are_skipped_with_the_reason(num_stages: int, nearest: str) -> None:
     comparison = compare(num_stages, 21)
-    dualpipe_only = {"dualpipe": EVEN.format(num_stages, nearest)}
+    dualpipe_only = {"dualpipe": EVEN.format(counted(num_stages, "rank"), nearest)}
     folded = {name: FOLDED.format(name, num_stages, nearest) for name in GENERATORS if STAGES_PER_RANK[name] == 2}
     assert comparison.skipped == dualpipe_only | folded
     assert [row.name for row in comparison.schedules] == [name for name in GENERATORS if name not in comparison.skipped]
@@ -237,3 +238,13 @@ def test_a_schedule_needs_only_the_costs_of_its_own_actions() -> None:
 def test_an_unknown_name_is_refused_rather_than_skipped() -> None:
     with pytest.raises(ScheduleError, match="'dualpype' is no schedule"):
         compare(4, 8, names=["1f1b", "dualpype"])
+
+
+def test_a_schedule_that_the_costs_do_not_cover_is_left_out_with_the_reason() -> None:
+    # What a run of 1F1B can tell: nothing about I and W.
+    comparison = compare(4, 8, Costs(forward_us=1, backward_us=2))
+    assert {"gpipe", "1f1b", "interleaved-1f1b"} <= {row.name for row in comparison.schedules}
+    reason = "the costs do not say how long 0I0 takes; give input_us for stage 0"
+    assert comparison.skipped["zb1p"] == comparison.equal_devices_skipped["zb1p"] == reason
+    with pytest.raises(SimulatorError, match="how long 0I0 takes"):
+        compare(4, 8, Costs(forward_us=1, backward_us=2), ["zb1p"])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterflow import Costs, Schedule, one_f_one_b
-from counterflow.schedule import from_text
+from counterflow.schedule import from_text, generate
 from counterflow.simulator import critical_path, engine
 from strategies import costs_of, runnable_schedules
 
@@ -73,3 +73,15 @@ def test_a_receive_posted_late_is_on_the_path() -> None:
     schedule = from_text("0F0 0F1 0F2\n1F0 1F1 1F2")
     costs = Costs((1, 5), latency_us=10)
     assert [span.name for span in critical_path(schedule, costs).spans] == ["0F0", "1F0", "1F2"]
+
+
+def test_of_actions_that_end_together_the_one_that_holds_up_is_on_the_path() -> None:
+    # W takes no time here, so it ends with the I ahead of it, behind which the receive was posted.
+    schedule, costs = generate("v-half", 3, 6), Costs(1, 2, None, 0, latency_us=0.1)
+    found = critical_path(schedule, costs)
+    slack = {
+        str(action): ns
+        for row, slacks in zip(schedule.rows, found.slack_ns, strict=True)
+        for action, ns in zip(row, slacks, strict=True)
+    }
+    assert [slack[span.name] for span in found.spans] == [0] * len(found.spans)

@@ -107,3 +107,11 @@ def test_a_sweep_needs_something_to_sweep_over() -> None:
         sweep(4, 8, over="bandwidth")  # type: ignore[arg-type]
     with pytest.raises(ScheduleError, match="a sweep got 0 ranks; it needs at least 1"):
         sweep(0, 8)
+
+
+def test_a_schedule_that_the_costs_do_not_cover_is_left_out_of_a_sweep() -> None:
+    result = sweep(4, 8, Costs(forward_us=1, backward_us=2), "latency", [0, 1])
+    assert "1f1b" in result.makespan_us
+    assert "zb1p" in result.skipped
+    with pytest.raises(SimulatorError, match="how long 0I0 takes"):
+        sweep(4, 8, Costs(forward_us=1, backward_us=2), "latency", [0], ["zb1p"])

@@ -50,4 +50,9 @@ def costs_of(
     forward = 1.0 if forward_us is None else forward_us
     backward = 2 * forward if backward_us is None else backward_us
     weight = backward / 2 if weight_us is None else weight_us
+    if weight > backward >= 0:
+        raise CounterflowError(
+            f"--weight-us {weight:g} is more than B, {backward:g}; W is a part of it: give at most that, "
+            "or a longer --backward-us"
+        )
     return Costs(forward, backward, None, weight, overlapped_us, latency_us or 0.0)

@@ -38,11 +38,12 @@ _LIGHT_CELLS = f"""
 .gap{{fill:#f1f4f7;stroke:#d1d9e0}}.gap:hover{{fill:#d8e0e8}}.cells text{{fill:{DARK_INK};pointer-events:none}}
 .F path,.B path,.I path,.W path,.edge{{stroke:{DARK_INK};stroke-width:.8}}.pair path{{stroke:none}}
 .pair .edge{{fill:none;stroke:{DARK_INK}}}
+.sum{{fill:#afb8c1;stroke:{DARK_INK};stroke-width:.8}}
 .held{{fill:#8250df;fill-opacity:.3;stroke:#8250df}}
 """
 _DARK_CELLS = """.gap{fill:#1c2128;stroke:#3d444d}.gap:hover{fill:#343b44}
 .F path,.B path,.I path,.W path,.pair .edge{stroke:#0d1117}.pair .F path,.pair .B path,.pair .I path{stroke:none}
-.held{fill:#a371f7;stroke:#a371f7}"""
+.sum{fill:#57606a;stroke:#0d1117}.held{fill:#a371f7;stroke:#a371f7}"""
 
 
 def style(theme: Theme | None, more_light: str = "", more_dark: str = "") -> str:
@@ -97,10 +98,10 @@ def draw_cell(parts: list[Part], hover: str = "") -> str:
     return f'<g class="pair">{title}{drawn}<path class="edge" d="{box(parts[0].start, parts[-1].end)}"/></g>'
 
 
-def draw_gap(start: float, end: float, hover: str) -> str:
-    """An idle stretch that says under the pointer what it waited for."""
+def draw_plain(what: str, start: float, end: float, hover: str = "") -> str:
+    """A stretch of a row that is no action (an idle ``gap``, a ``sum`` over twins), with what the pointer is told."""
     title = f"<title>{safe(hover)}</title>" if hover else ""
-    return f'<path class="gap" d="{box(start, end)}">{title}</path>'
+    return f'<path class="{what}" d="{box(start, end)}">{title}</path>'
 
 
 def draw_text(x: float, y: float, text: str, kind: str = "") -> str:

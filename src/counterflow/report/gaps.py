@@ -22,15 +22,15 @@ class Input(NamedTuple):
 class Gap(NamedTuple):
     """A stretch in which ``rank`` computed nothing: its end, and what that was waiting for.
 
-    ``before`` is the action that ends it, None at the end of the step; ``waits_for`` is the input of that
-    action that was made last, None where it needs none from another action.
+    ``before`` is the action that ends it, None at the end of the step. ``waits_for`` has the inputs of that action,
+    the one made last at the front; a timeline does not tell which of two arrived last.
     """
 
     rank: int
     start_ns: int
     end_ns: int
     before: Action | None
-    waits_for: Input | None
+    waits_for: tuple[Input, ...]
     is_first: bool = False
 
 
@@ -54,22 +54,22 @@ def gaps(step: Step) -> Iterator[Gap]:
         for part in action.parts
     }
 
-    def last_input(action: Action) -> Input | None:
+    def inputs_of(action: Action) -> tuple[Input, ...]:
         inputs = []
         for part in action.parts:
             need = needs(part, step.schedule.num_stages)
             if need is not None and (*need, part.microbatch) in made:
                 inputs.append(Input(need[0], *made[*need, part.microbatch]))
-        return max(inputs, key=lambda one: one.end_ns, default=None)
+        return tuple(sorted(inputs, key=lambda one: -one.end_ns))
 
     for rank, row in enumerate(step.rows):
         now = step.origin_ns
         for index, (action, span) in enumerate(row):
             if span.start_ns > now:
-                yield Gap(rank, now, span.start_ns, action, last_input(action), is_first=index == 0)
+                yield Gap(rank, now, span.start_ns, action, inputs_of(action), is_first=index == 0)
             now = max(now, span.end_ns)
-        if now < step.end_ns:
-            yield Gap(rank, now, step.end_ns, None, None)
+        if now < step.last_action_ns:
+            yield Gap(rank, now, step.last_action_ns, None, ())
 
 
 def explain(gap: Gap, step: Step) -> str:
@@ -82,10 +82,10 @@ def explain(gap: Gap, step: Step) -> str:
 def _reason(gap: Gap, step: Step) -> str:
     if gap.before is None:
         return "nothing left to compute"
-    if gap.waits_for is None:
+    if not gap.waits_for:
         own = f"{gap.before} waits for no other rank: this is what the rank did between actions"
         return f"before its first action, {gap.before}" if gap.is_first else own
-    payload, part, rank, made_ns = gap.waits_for
+    (payload, part, rank, made_ns), *others = gap.waits_for
     here = rank == gap.rank
     maker, made = "this rank" if here else f"rank {rank}", f"{step.time(made_ns - step.origin_ns)} {step.unit}"
     rest = "what the rank did between actions" if here else "the transfer, and what ranks do between actions"
@@ -94,6 +94,14 @@ def _reason(gap: Gap, step: Step) -> str:
         return f"{waits} at {made}"
     if made_ns > gap.end_ns:
         return f"{waits} only at {made} by its clock: the clocks of the two ranks differ"
+    # What was made before may still have been on its way, and have arrived later.
+    also = "".join(
+        f", and for the {other.payload} of {other.part}, which rank {other.rank} had ended at "
+        f"{step.time(other.end_ns - step.origin_ns)} {step.unit}"
+        for other in others
+        if other.rank != gap.rank
+    )
     if made_ns > gap.start_ns:
-        return f"{waits} at {made}; the other {step.time(gap.end_ns - made_ns)} {step.unit} are {rest}"
-    return f"{gap.before} needs the {payload} of {part}, which {maker} had ended before, at {made}: this is {rest}"
+        return f"{waits} at {made}{also}; the other {step.time(gap.end_ns - made_ns)} {step.unit} are {rest}"
+    by_then = f"{gap.before} needs the {payload} of {part}, which {maker} had ended by then, at {made}"
+    return f"{by_then}{also}: this is {rest}"

@@ -9,7 +9,7 @@ from statistics import median
 from counterflow.errors import ReportError
 from counterflow.report.text import microseconds
 from counterflow.schedule import Action, Kind, Schedule
-from counterflow.timeline import COMPUTE, Span, Timeline
+from counterflow.timeline import COMPUTE, TWINS, Span, Timeline
 
 KINDS = {
     Kind.F: "forward",
@@ -18,6 +18,8 @@ KINDS = {
     Kind.W: "backward for weights",
     Kind.F_B: "overlapped forward & backward",
 }
+
+SUMS = "sum of gradients over twins"
 
 Row = list[tuple[Action, Span]]
 
@@ -32,10 +34,15 @@ class Step:
     def __init__(self, schedule: Schedule, timeline: Timeline) -> None:
         self.schedule = schedule
         self.rows = _rows(schedule, timeline)
+        self.sums: list[list[Span]] = [[] for _ in self.rows]
+        for span in timeline:
+            if span.lane == TWINS and span.rank < len(self.rows):
+                self.sums[span.rank].append(span)
         spans = [span for row in self.rows for _, span in row]
         self.origin_ns = min(span.start_ns for span in spans)
-        self.end_ns = max(span.end_ns for span in spans)
-        self.makespan_ns = self.end_ns - self.origin_ns
+        self.last_action_ns = max(span.end_ns for span in spans)
+        end_ns = max([self.last_action_ns, *(span.end_ns for row in self.sums for span in row)])
+        self.makespan_ns = end_ns - self.origin_ns
         self.unit = "ms" if self.makespan_ns >= 10_000_000 else "µs"
         self.kinds = {action.kind for row in self.rows for action, _ in row}
         self._forward_shares = _forward_shares(self.rows)
@@ -71,7 +78,7 @@ class Step:
             return [("0", "at a rank's first stage"), ("0", "at its second stage")]
         if self.num_shades > 2:
             return [("0", "")] * (self.num_shades - 1) + [
-                ("0", f"at a rank's first to {_ordinal(self.num_shades)} stage")
+                ("0", f"at a rank's 1st to {_ordinal(self.num_shades)} stage")
             ]
         return []
 
@@ -88,8 +95,8 @@ class Step:
         return [(forward, start, middle), (backward, middle, end)]
 
     def bubble_ns(self, rank: int) -> int:
-        """The time in which a rank computes nothing; it does one action at a time."""
-        return self.makespan_ns - sum(span.duration_ns for _, span in self.rows[rank])
+        """The time from the first action to the last in which a rank runs none; it does one at a time."""
+        return self.last_action_ns - self.origin_ns - sum(span.duration_ns for _, span in self.rows[rank])
 
     def bubble_share(self, rank: int) -> str:
         """The part of the step that is bubble."""
@@ -112,7 +119,9 @@ class Step:
         bubbles = [self.bubble_ns(rank) for rank in self.ranks]
         least, most = self.time(min(bubbles)), self.time(max(bubbles))
         bubble = f"{most} {self.unit} on every rank" if least == most else f"{least} to {most} {self.unit}"
-        return f"step {self.time(self.makespan_ns)} {self.unit}, bubble {bubble}"
+        behind_ns = self.makespan_ns - (self.last_action_ns - self.origin_ns)
+        sums = f", {self.time(behind_ns)} {self.unit} of it sums over twins behind the last action" if behind_ns else ""
+        return f"step {self.time(self.makespan_ns)} {self.unit}{sums}, bubble {bubble}"
 
     def usual_shortest_ns(self) -> int:
         """A duration that nine of ten parts reach, so that one very short action does not set the scale."""

@@ -13,17 +13,16 @@ from counterflow.report.drawing import (
     ROW,
     Part,
     Theme,
-    box,
     cell_style,
     draw_cell,
-    draw_gap,
+    draw_plain,
     draw_text,
     px,
     safe,
     steps,
 )
 from counterflow.report.gaps import explain, gaps
-from counterflow.report.step import KINDS, Step, nice
+from counterflow.report.step import KINDS, SUMS, Step, nice
 from counterflow.schedule import Action, Kind, Schedule
 from counterflow.timeline import Span, Timeline
 
@@ -94,7 +93,7 @@ class _Picture:
         yield draw_text(LEFT + self.width + 10, TOP - 8, "bubble", "note")
         found: list[list[str]] = [[] for _ in step.ranks]
         for gap in gaps(step):
-            found[gap.rank].append(draw_gap(self.x(gap.start_ns), self.x(gap.end_ns), explain(gap, step)))
+            found[gap.rank].append(draw_plain("gap", self.x(gap.start_ns), self.x(gap.end_ns), explain(gap, step)))
         for rank in step.ranks:
             yield from self.row(rank, found[rank])
         yield from self.axis()
@@ -111,6 +110,10 @@ class _Picture:
         yield from idle
         for action, span in self.step.rows[rank]:
             yield self.cell(rank, action, span)
+        for span in self.step.sums[rank]:
+            start, end = (self.step.time(ns - self.step.origin_ns) for ns in (span.start_ns, span.end_ns))
+            told = f"rank {rank} sums gradients, {span.name}, {start} to {end} {self.step.unit}"
+            yield draw_plain("sum", self.x(span.start_ns), self.x(span.end_ns), told)
         yield "</g>"
         line = TOP + self.pitch * rank + ABOVE
         yield draw_text(LEFT + self.width + 10, line, self.step.bubble_share(rank), "note")
@@ -203,6 +206,8 @@ class _Picture:
         for index, (text, label) in enumerate(self.step.meaning_of_shades()):
             yield draw_cell([Part(Kind.F, index, text, 0, SHORTEST)]), SHORTEST, label
         if any(self.step.bubble_ns(rank) for rank in self.step.ranks):
-            yield f'<path class="gap" d="{box(0, SHORTEST)}"/>', SHORTEST, "idle"
+            yield draw_plain("gap", 0, SHORTEST), SHORTEST, "idle"
+        if any(self.step.sums):
+            yield draw_plain("sum", 0, SHORTEST), SHORTEST, SUMS
         if self.memory is not None:
             yield f'<path class="held" d="M0 {BELOW}V-4H12V-12H22V{BELOW}z"/>', SHORTEST, HELD

@@ -12,7 +12,7 @@ import numpy as np
 
 from counterflow.report.curve import HELD, Memory, amount
 from counterflow.report.palette import darker, ink, shade
-from counterflow.report.step import KINDS, Step, nice
+from counterflow.report.step import KINDS, SUMS, Step, nice
 from counterflow.schedule import Action, Kind, Schedule
 from counterflow.timeline import Timeline
 
@@ -26,6 +26,7 @@ _TICKS = 8
 """Columns from one mark of time to the next, at least."""
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _HELD = "#a371f7"
+_SUM = "#8c959f"
 
 
 def print_schedule(
@@ -175,6 +176,9 @@ class _Coloured(_View):
                     fill = darker(fill)
                 last = _Cell(start, end, fill, str(part.microbatch))
                 yield last
+        for span in self.step.sums[rank]:
+            start, end = (round((ns - self.step.origin_ns) * self.halves_per_ns) for ns in span[2:4])
+            yield _Cell(start, end, _SUM, "")
 
     def axis(self) -> Text:
         """Time, at every one, two or five units of ten."""
@@ -216,6 +220,8 @@ class _Coloured(_View):
                 yield Text.assemble(*swatches, f" {label}")
                 swatches = []
         yield Text.assemble(("··", "dim"), " idle")
+        if any(self.step.sums):
+            yield Text.assemble(("  ", f"on {_SUM}"), f" {SUMS}")
         if self.memory is not None:
             yield Text.assemble((_LEVELS[-5::2], _HELD), f" {HELD}, at the right its peak")
 
@@ -264,7 +270,8 @@ class _Plain(_View):
         simple = [kind for kind in KINDS if kind in self.step.kinds and kind is not Kind.F_B]
         pairs = [f"F&B {KINDS[Kind.F_B]}"] * (Kind.F_B in self.step.kinds)
         held = [f"{_LEVELS[-5::2]} {HELD}, at the right its peak"] * (self.memory is not None)
-        yield ", ".join([*(f"{kind.value} {KINDS[kind]}" for kind in simple), *pairs, ". idle", *held])
+        sums = [f"= {SUMS}"] * any(self.step.sums)
+        yield ", ".join([*(f"{kind.value} {KINDS[kind]}" for kind in simple), *pairs, ". idle", *sums, *held])
 
     def row(self, rank: int, columns: int) -> str:
         """The actions of one rank."""
@@ -277,6 +284,9 @@ class _Plain(_View):
             text, room = _text(action), now - start - 1
             text = text.ljust(room, "-") if len(text) <= room else "-" * max(room, 0)
             line = line[:start] + (text + " ")[: now - start] + line[now:]
+        for span in self.step.sums[rank]:
+            start, end = (round((ns - self.step.origin_ns) * self.columns_per_ns) for ns in span[2:4])
+            line = line[:start] + "=" * (end - start) + line[end:]
         return line
 
 

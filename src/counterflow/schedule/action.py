@@ -28,13 +28,10 @@ class Kind(StrEnum):
         """Whether the action produces the gradient of the stage's input."""
         return self in (Kind.B, Kind.I)
 
-    @property
-    def finishes_weights(self) -> bool:
-        """Whether the micro-batch's weight gradients are complete after the action."""
-        return self in (Kind.B, Kind.W)
 
-
-_NUMBER = "(?:0|[1-9][0-9]{0,5})"  # a file must not make us count to a number that no pipeline has
+BEYOND = 1_000_000
+"""No stage and no micro-batch has this number: a file must not make us count to one that no pipeline has."""
+_NUMBER = "(?:0|[1-9][0-9]{0,5})"
 _SIMPLE = re.compile(f"({_NUMBER})([FBIW])({_NUMBER})")
 _OVERLAP = re.compile(r"\(([^;()]*);([^;()]*)\)OVERLAP_F_B")
 
@@ -69,9 +66,10 @@ class Action:
                 f"an action of kind {self.kind.value} got {self.pair!r} as its pair; "
                 "only OVERLAP_F_B has one: build it with Action.overlap(forward, backward)"
             )
-        if self.stage < 0 or self.microbatch < 0:
+        if not (0 <= self.stage < BEYOND and 0 <= self.microbatch < BEYOND):
             raise ScheduleError(
-                f"an action got stage {self.stage} and micro-batch {self.microbatch}; both count from 0"
+                f"an action got stage {self.stage} and micro-batch {self.microbatch}; both count from 0 and stay "
+                f"below {BEYOND:,}"
             )
         if self.pair is not None:
             forward, backward = self.pair

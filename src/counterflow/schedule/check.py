@@ -273,6 +273,8 @@ def _head(side: int, reached: Progress) -> int:
 
 
 def _require_memory(schedule: Schedule, most_activations: int) -> None:
+    if most_activations < 0:
+        raise ScheduleError(f"most_activations got {most_activations}; give a number from 0")
     held = held_activations(schedule.rows)
     over = np.flatnonzero(held > most_activations)
     if len(over):

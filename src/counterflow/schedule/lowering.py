@@ -61,7 +61,7 @@ def lower(schedule: Schedule) -> Transfers:
     ops, op_first = _blank(rows.num_actions + 4 * num_transfers), _blank(len(rows) + 1)
     run_loop(
         _place,
-        len(kind),
+        len(kind) + len(rows) ** 2,  # for each rank it clears what it notes about all ranks
         *(rows.first, rank, outgoing, incoming),
         *(made_by, used_by, before, after, receive_slot, release_slot),
         *(_blank(len(rows)), _blank(len(rows))),

@@ -61,7 +61,7 @@ def walk(first: Ints, ops: Ints, source: Ints, target: Ints, channels: Channels)
     grouping = {"rendezvous": 0, "buffered": 0, "nccl": 1, "nccl-pair": 2}[channels]
     run_loop(
         _group,
-        len(ops),
+        len(ops) + num_ranks**2,  # for each rank it clears what it notes about all ranks
         *(first, ops, source, target, grouping, last, batch_of_last),
         *(kernel_of, previous, following, members, next_member, open_),
     )

@@ -137,7 +137,7 @@ class ActionNames(Sequence[str]):
     """The text of every action, written when it is asked for, and ``more`` behind it: what labels a timeline."""
 
     def __init__(self, rows: Rows, more: Sequence[str] = ()) -> None:
-        self._rows, self._more = rows, more
+        self.rows, self._more = rows, more
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -149,8 +149,8 @@ class ActionNames(Sequence[str]):
         if isinstance(index, slice):
             return [self[one] for one in range(len(self))[index]]
         one = range(len(self))[index]
-        actions = self._rows.num_actions
-        return str(self._rows.action(one)) if one < actions else self._more[one - actions]
+        actions = self.rows.num_actions
+        return str(self.rows.action(one)) if one < actions else self._more[one - actions]
 
     def __len__(self) -> int:
-        return self._rows.num_actions + len(self._more)
+        return self.rows.num_actions + len(self._more)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from counterflow.schedule.action import Action
 from counterflow.schedule.rows import F, Rows
 
 Mode = Literal["train", "forward"]
+MOST_RANKS = 2**16
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Schedule:
     def __post_init__(self) -> None:
         rows = Rows.of(self.rows)
         object.__setattr__(self, "rows", rows)
+        if self.mode not in get_args(Mode):
+            raise ScheduleError(f"a schedule got mode {self.mode!r}; it needs 'train' or 'forward'")
+        if len(rows) > MOST_RANKS:
+            raise ScheduleError(f"a schedule got {len(rows)} rows; it needs one for each of at most {MOST_RANKS} ranks")
         if not rows.num_actions:
             raise ScheduleError("a schedule got no actions; it needs a row of actions for each rank")
         outside = (rows.stage >= self.num_stages) | (rows.microbatch >= self.num_microbatches)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from counterflow.errors import ScheduleError
+from counterflow.errors import ScheduleError, SimulatorError
 from counterflow.schedule import GENERATORS, STAGES_PER_RANK, Schedule, generate
 from counterflow.simulator.bounds import least_step_ns, least_step_of_ns
 from counterflow.simulator.costs import Costs
@@ -104,7 +104,7 @@ def compare(
 
     Raises:
         ScheduleError: an unknown name.
-        SimulatorError: the costs do not cover the stages.
+        SimulatorError: the costs do not cover any of the schedules; those that they do not cover are skipped.
 
     Example:
         >>> from counterflow import Costs, compare
@@ -171,15 +171,20 @@ def _with_stages(name: str, num_stages: int, num_microbatches: int) -> Schedule:
 
 def _rows(model: Model, wanted: Iterable[Wanted]) -> tuple[list[Row], dict[str, str]]:
     rows, skipped = [], {}
+    unpriced = None
     for name, make in wanted:
         try:
             schedule = make()
+            rows.append(_row(schedule, model.costs_of(schedule)))
         except ScheduleError as error:
             if name not in GENERATORS:
                 raise
             skipped[name] = str(error)
-            continue
-        rows.append(_row(schedule, model.costs_of(schedule)))
+        except SimulatorError as error:  # costs measured under one schedule need not cover what another one runs
+            unpriced = unpriced or error
+            skipped[name] = str(error)
+    if unpriced and not rows:
+        raise unpriced
     return rows, skipped
 
 

@@ -159,4 +159,4 @@ def _sender(step: Step, end_ns: Ints, transfer: int) -> int:
     # The receiver posts right behind an action, one ahead of where it needs the message.
     first = int(programs.rows.first[programs.target[transfer]])
     user = int(programs.used_by[transfer]) // 2
-    return first + int(np.searchsorted(end_ns[first:user], left_at, side="right")) - 1
+    return first + int(np.searchsorted(end_ns[first:user], left_at))

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from counterflow.errors import ScheduleError
-from counterflow.schedule import Action, Kind
+from counterflow.schedule import Action, ActionNames, Kind
+from counterflow.schedule.rows import B, F, I
 from counterflow.timeline import COMPUTE, Timeline
 
 
@@ -62,6 +63,9 @@ def bubble_phases(timeline: Timeline) -> Phases:
 
 def _kinds(timeline: Timeline, on_lane: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """For each span of the compute lane whether a forward is in it, and whether a backward (B or I)."""
+    if isinstance(timeline.names, ActionNames):
+        kind = timeline.names.rows.kind[timeline.name[on_lane]]
+        return (kind == F).any(axis=1), ((kind == B) | (kind == I)).any(axis=1)
     found = np.zeros((2, int(on_lane.sum())), dtype=bool)
     for index, name in enumerate(timeline.name[on_lane].tolist()):
         try:

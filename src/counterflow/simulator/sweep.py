@@ -92,18 +92,23 @@ def sweep(
     variants = _latencies(model, values) if over == "latency" else _overlaps(model, values)
     steps: dict[str, list[float]] = {}
     skipped = {}
+    unpriced = None
     for name, make in on_equal_devices(tuple(names), num_ranks, num_microbatches):
         try:
             schedule = make()
+            steps[label(name, schedule.num_stages // num_ranks)] = [
+                simulate(schedule, replace(model, costs=varied).costs_of(schedule)).makespan_ns / 1000
+                for varied in variants.values()
+            ]
         except ScheduleError as error:
             if name not in GENERATORS:
                 raise
             skipped[name] = str(error)
-            continue
-        steps[label(name, schedule.num_stages // num_ranks)] = [
-            simulate(schedule, replace(model, costs=varied).costs_of(schedule)).makespan_ns / 1000
-            for varied in variants.values()
-        ]
+        except SimulatorError as error:
+            unpriced = unpriced or error
+            skipped[name] = str(error)
+    if unpriced and not steps:
+        raise unpriced
     if not steps:
         raise ScheduleError(next(iter(skipped.values()), "a sweep got no names; give at least one schedule"))
     best = [min(steps, key=lambda row: steps[row][at]) for at in range(len(variants))]

@@ -1,6 +1,6 @@
 """Interleaved 1F1B: several chunks of the model on each rank, so that the pipeline fills and empties faster."""
 
-from counterflow.schedule.generators.sizes import require_chunks, require_rounds
+from counterflow.schedule.generators.sizes import require_rounds
 from counterflow.schedule.generators.steps import Step, from_steps
 from counterflow.schedule.schedule import Schedule
 
@@ -36,8 +36,7 @@ def interleaved_1f1b(num_ranks: int, num_microbatches: int, chunks: int = 2, ove
     ``--overlap-moe-expert-parallel-comm`` (``get_pp_rank_microbatches`` in core/pipeline_parallel/schedules.py).
     """
     name = "interleaved-1f1b-overlap" if overlap else "interleaved-1f1b"
-    require_chunks(name, chunks)
-    size = require_rounds(name, num_ranks, num_microbatches)
+    size = require_rounds(name, num_ranks, num_microbatches, chunks)
     order = [chunk for _ in range(num_microbatches // size) for chunk in range(chunks) for _ in range(size)]
     rows: list[list[Step]] = []
     for rank in range(num_ranks):
