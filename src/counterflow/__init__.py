@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from counterflow.simulator import Costs, compare, simulate
     from counterflow.timeline import Timeline
+    from counterflow.trace import open_trace
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "gpipe",
     "interleaved_1f1b",
     "one_f_one_b",
+    "open_trace",
     "simulate",
     "zb1p",
     "zbv",
@@ -56,6 +58,7 @@ _ROOM_OF = {
     "gpipe": "schedule",
     "interleaved_1f1b": "schedule",
     "one_f_one_b": "schedule",
+    "open_trace": "trace",
     "simulate": "simulator",
     "zb1p": "schedule",
     "zbv": "schedule",

@@ -30,6 +30,10 @@ class SimulatorError(CounterflowError, ValueError):
     """Costs are missing, malformed, or do not fit the schedule."""
 
 
+class TraceError(CounterflowError, ValueError):
+    """A file holds no trace, a rules file holds no rules, or a trace holds nothing of what was asked for."""
+
+
 class ReportError(CounterflowError, ValueError):
     """A picture or page cannot be made as asked."""
 

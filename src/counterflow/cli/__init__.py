@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from counterflow import __version__
-from counterflow.cli import schedules
+from counterflow.cli import schedules, trace
 from counterflow.cli.compare import compare
 from counterflow.cli.demo import demo
 from counterflow.cli.draw import draw
@@ -26,6 +26,7 @@ app.command()(schedules.simulate)
 app.command()(compare)
 app.command()(draw)
 app.command()(demo)
+app.add_typer(trace.app, name="trace")
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports only this child of it
 

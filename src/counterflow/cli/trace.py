@@ -1,0 +1,308 @@
+"""The verbs of trace: where the time of a profiled run went."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from counterflow.cli.output import print_json, print_table, printable
+from counterflow.errors import CounterflowError, TraceError
+
+if TYPE_CHECKING:
+    from counterflow.trace import Exposure, Kernel, Trace
+
+app = typer.Typer(rich_markup_mode=None, help="Read profiler traces: where the time went.", no_args_is_help=True)
+
+_PIECES = 5
+_KERNELS = 12
+_LONG_BYTES = 32 << 20
+
+
+@app.callback()
+def _trace() -> None:
+    """Keeps ``overlap`` a verb of its own, however few there are."""
+
+
+@app.command()
+def overlap(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Traces, or one folder of them.")],
+    within: Annotated[
+        str | None, typer.Option("--within", metavar="NAME", help="Only what was launched inside this annotation.")
+    ] = None,
+    rules: Annotated[
+        Path | None, typer.Option("--rules", help="A JSON file that tells what further kernels are.")
+    ] = None,
+    max_exposed: Annotated[
+        str | None,
+        typer.Option("--max-exposed", metavar="PERCENT", help="Exit with 1 if more of a GPU's window is exposed."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show the communication of a profiled run, and how much of it no compute hides.
+
+    Reads traces of the PyTorch profiler, plain, .gz or .zst, and timelines that counterflow wrote.
+
+    \b
+    Example:
+      counterflow trace overlap rank0.json.gz rank1.json.gz
+      counterflow trace overlap traces/ --max-exposed 4%
+    """
+    from counterflow.trace import Rules, exposures, open_traces
+
+    limit = None if max_exposed is None else _share(max_exposed)
+    chosen = Rules.read(rules) if rules is not None else None
+    with _progress(files) as progress:
+        traces = open_traces(files[0] if len(files) == 1 else files, progress=progress)
+    found = [(trace, exposures(trace, chosen, within)) for trace in traces]
+    for trace, gpus in found:
+        for warning in dict.fromkeys(w for gpu in gpus for w in gpu.warnings) if gpus else trace.warnings:
+            print(f"counterflow: warning: {printable(f'{trace.file}: {warning}')}", file=sys.stderr)
+    if as_json:
+        print_json({"traces": [entry for trace, gpus in found for entry in _entries(trace, gpus)]})
+    else:
+        for number, (trace, gpus) in enumerate(found):
+            print("\n" if number else "", end="")
+            _show(trace, gpus)
+    if limit is not None:
+        _hold(found, limit, max_exposed)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not text.endswith("%") or not 0 <= value <= 100:
+        raise CounterflowError(f"--max-exposed got {text!r}; it needs a part of the window, such as 4%")
+    return value / 100
+
+
+def _hold(found: list[tuple[Trace, list[Exposure]]], limit: float, said: str | None) -> None:
+    """The gate: what has no GPU work has not passed it."""
+    empty = [trace.file for trace, gpus in found if not gpus]
+    if empty:
+        raise TraceError(f"{empty[0]}: there is no GPU work to hold to {said}; give a trace that has some")
+    over = [gpu for _, gpus in found for gpu in gpus if gpu.exposed_share > limit]
+    for gpu in over:
+        print(
+            f"counterflow: {printable(gpu.file)}: {gpu.exposed_share:.2%} of GPU {gpu.device}'s window is exposed "
+            f"communication; at most {said} was asked for",
+            file=sys.stderr,
+        )
+    if over:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress(files: list[Path]) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, for files that take a while; nothing in a pipe."""
+    large = any(file.is_file() and os.stat(file).st_size >= _LONG_BYTES for file in files)
+    if not large or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # Without its own thread: reading forks, which a process with threads must not do.
+    with Progress(console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("reading")
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            bar.refresh()
+
+        yield tell
+
+
+def _entries(trace: Trace, gpus: list[Exposure]) -> Iterator[dict[str, Any]]:
+    if not gpus:
+        times = dict.fromkeys(_TIMES.values(), 0.0)
+        lists: dict[str, list[Any]] = {key: [] for key in ("streams", "kernels", "phases", "exposed_pieces")}
+        yield (
+            {"file": trace.file, "rank": trace.rank, "device": None}
+            | times
+            | lists
+            | {"warnings": list(trace.warnings)}
+        )
+    for gpu in gpus:
+        yield {
+            "file": gpu.file,
+            "rank": gpu.rank,
+            "device": gpu.device,
+            **{key: getattr(gpu, name) for name, key in _TIMES.items()},
+            "idle_gaps": gpu.idle_gaps,
+            "num_exposed_pieces": gpu.num_pieces,
+            "sms": gpu.sms,
+            "communication_sms": gpu.communication_sms,
+            **{key: [asdict(one) for one in getattr(gpu, key)] for key in ("streams", "kernels", "phases")},
+            "exposed_pieces": [asdict(one) for one in gpu.pieces],
+            "warnings": list(gpu.warnings),
+        }
+
+
+_TIMES = {
+    "window_us": "window_us",
+    "compute_us": "compute_us",
+    "communication_us": "communication_us",
+    "overlapped_us": "overlapped_us",
+    "exposed_us": "exposed_communication_us",
+    "transfers_us": "transfers_us",
+    "exposed_transfers_us": "exposed_transfers_us",
+    "waiting_us": "waiting_us",
+    "unknown_us": "unknown_us",
+    "other_us": "other_us",
+    "idle_us": "idle_us",
+}
+
+
+# --- for people ----------------------------------------------------------------------------------------------
+
+
+def _show(trace: Trace, gpus: list[Exposure]) -> None:
+    if not gpus:
+        print(f"{printable(trace.file)}: no GPU work")
+    for number, gpu in enumerate(gpus):
+        print("\n" if number else "", end="")
+        rank = "" if gpu.rank is None else f"rank {gpu.rank}, "
+        sms = f", {gpu.sms} SMs" if gpu.sms else ""
+        print(f"{printable(gpu.file)}: {rank}GPU {gpu.device}{sms}\n")
+        _show_times(gpu)
+        _show_streams(gpu)
+        _show_kernels(gpu)
+        _show_pieces(gpu)
+        _show_phases(gpu)
+
+
+def _show_times(gpu: Exposure) -> None:
+    rows = [
+        ("window", gpu.window_us, ""),
+        ("compute", gpu.compute_us, ""),
+        ("communication", gpu.communication_us, ""),
+        ("  hidden under compute", gpu.overlapped_us, _percent(gpu.overlapped_us, gpu.communication_us)),
+        ("  exposed", gpu.exposed_us, _percent(gpu.exposed_us, gpu.communication_us)),
+        ("  waiting for peers", gpu.waiting_us, _percent(gpu.waiting_us, gpu.communication_us)),
+        ("transfers alone", gpu.transfers_us, ""),
+        ("  exposed", gpu.exposed_transfers_us, _percent(gpu.exposed_transfers_us, gpu.communication_us)),
+        ("other", gpu.other_us, ""),
+        ("idle", gpu.idle_us, ""),
+    ]
+    print_table(
+        ["", "µs", "of the window", "of communication"],
+        [[name, _time(us), _percent(us, gpu.window_us), share] for name, us, share in rows],
+    )
+
+
+def _show_streams(gpu: Exposure) -> None:
+    print()
+    rows = [(s.stream, s.count, s.busy_us, s.compute_us, s.communication_us) for s in gpu.streams]
+    print_table(
+        ["stream", "pieces of work", "busy µs", "of the window", "compute µs", "communication µs"],
+        [
+            [str(stream), f"{count:,}", _time(busy), _percent(busy, gpu.window_us), _time(compute), _time(talk)]
+            for stream, count, busy, compute, talk in rows
+        ],
+    )
+
+
+def _show_kernels(gpu: Exposure) -> None:
+    from counterflow.trace import CLASSES, COMMUNICATION, function_of
+
+    shown = {*(CLASSES[kind] for kind in COMMUNICATION), "unknown"}
+    functions: dict[tuple[str, str], list[Kernel]] = {}
+    for kernel in gpu.kernels:
+        if kernel.kind in shown:
+            functions.setdefault((function_of(kernel.name), kernel.kind), []).append(kernel)
+    if not functions:
+        print("\nno communication kernels")
+        return
+    rows = [
+        (
+            name,
+            kind,
+            sum(k.count for k in runs),
+            sum(k.total_us for k in runs),
+            sum(k.exposed_us for k in runs),
+            runs[0],
+        )
+        for (name, kind), runs in functions.items()
+    ]
+    rows.sort(key=lambda row: -row[3])
+    print()
+    print_table(
+        ["communication kernel", "is", "runs", "µs", "exposed µs", "grid × block"],
+        [
+            [
+                _short(name),
+                kind,
+                f"{count:,}",
+                _time(total),
+                _time(exposed),
+                f"{longest.blocks} × {longest.threads}" if longest.blocks else "",
+            ]
+            for name, kind, count, total, exposed, longest in rows[:_KERNELS]
+        ],
+    )
+    if len(rows) > _KERNELS:
+        print(f"and {len(rows) - _KERNELS} more")
+    if gpu.communication_sms:
+        print(f"communication takes up to {gpu.communication_sms} of {gpu.sms} SMs")
+
+
+def _show_pieces(gpu: Exposure) -> None:
+    from counterflow.trace import function_of
+
+    if not gpu.pieces:
+        return
+    print(f"\nexposed in {gpu.num_pieces:,} pieces, the longest:")
+    print_table(
+        ["kernel", "at µs", "µs", "launched in", "compute that follows", "launched in"],
+        [
+            [
+                _short(", ".join(dict.fromkeys(map(function_of, p.kernels)))),
+                _time(p.start_us),
+                _time(p.length_us),
+                _short(", ".join(p.phases)),
+                _short(function_of(p.then)) if p.then else "none",
+                _short(p.then_phase),
+            ]
+            for p in gpu.pieces[:_PIECES]
+        ],
+    )
+
+
+def _show_phases(gpu: Exposure) -> None:
+    if not gpu.phases:
+        return
+    print()
+    print_table(
+        ["phase (annotation)", "ranges", "compute µs", "communication µs", "exposed µs", "other µs"],
+        [
+            [
+                _short(p.name),
+                f"{p.count:,}",
+                *(_time(us) for us in (p.compute_us, p.communication_us, p.exposed_us, p.other_us)),
+            ]
+            for p in gpu.phases
+        ],
+    )
+
+
+def _short(text: str) -> str:
+    """Names in a trace are anybody's: on one line, steering no terminal, and no longer than a line bears."""
+    text = printable(text)
+    return text if len(text) <= 60 else text[:28] + "…" + text[-31:]
+
+
+def _time(us: float) -> str:
+    return f"{us:,.3f}".rstrip("0").rstrip(".")
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{part / whole:.2%}" if whole else ""
