@@ -41,8 +41,11 @@ ROOM_OF_PUBLIC_NAME = {
     "Action": "schedule",
     "Costs": "simulator",
     "CounterflowError": "errors",
+    "LoadTracker": "experts",
+    "Placement": "experts",
     "Schedule": "schedule",
     "Timeline": "timeline",
+    "balance": "experts",
     "check": "schedule",
     "compare": "simulator",
     "dualpipe": "schedule",
@@ -51,6 +54,8 @@ ROOM_OF_PUBLIC_NAME = {
     "interleaved_1f1b": "schedule",
     "one_f_one_b": "schedule",
     "open_trace": "trace",
+    "plan_migration": "experts",
+    "rebalance_experts": "experts",
     "simulate": "simulator",
     "zb1p": "schedule",
     "zbv": "schedule",
@@ -58,7 +63,7 @@ ROOM_OF_PUBLIC_NAME = {
 
 HEAVY = ("numpy", "numba", "msgspec", "typer", "rich", "torch", "jinja2")
 # In the order of the arrows.
-TORCHLESS = ("errors", "timeline", "schedule", "simulator", "trace", "report", "cli")
+TORCHLESS = ("errors", "timeline", "schedule", "experts", "simulator", "trace", "report", "cli")
 
 
 # --- reading the source -------------------------------------------------------------------------------------

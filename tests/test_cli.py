@@ -17,7 +17,7 @@ from counterflow.schedule import as_dict, from_csv, from_text, to_csv, to_json, 
 from counterflow.simulator import write_costs
 from counterflow.timeline import read_chrome
 
-VERBS = ["schedule", "check", "simulate", "compare", "draw", "demo", "trace"]
+VERBS = ["schedule", "check", "simulate", "compare", "draw", "balance", "demo", "trace"]
 DUALPIPE = ["dualpipe", "--ranks", "4", "--microbatches", "8"]
 
 # --- running it ---------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from counterflow.errors import CounterflowError
+    from counterflow.experts import LoadTracker, Placement, balance, plan_migration, rebalance_experts
     from counterflow.schedule import (
         Action,
         Schedule,
@@ -30,8 +31,11 @@ __all__ = [
     "Action",
     "Costs",
     "CounterflowError",
+    "LoadTracker",
+    "Placement",
     "Schedule",
     "Timeline",
+    "balance",
     "check",
     "compare",
     "dualpipe",
@@ -40,6 +44,8 @@ __all__ = [
     "interleaved_1f1b",
     "one_f_one_b",
     "open_trace",
+    "plan_migration",
+    "rebalance_experts",
     "simulate",
     "zb1p",
     "zbv",
@@ -49,8 +55,11 @@ _ROOM_OF = {
     "Action": "schedule",
     "Costs": "simulator",
     "CounterflowError": "errors",
+    "LoadTracker": "experts",
+    "Placement": "experts",
     "Schedule": "schedule",
     "Timeline": "timeline",
+    "balance": "experts",
     "check": "schedule",
     "compare": "simulator",
     "dualpipe": "schedule",
@@ -59,6 +68,8 @@ _ROOM_OF = {
     "interleaved_1f1b": "schedule",
     "one_f_one_b": "schedule",
     "open_trace": "trace",
+    "plan_migration": "experts",
+    "rebalance_experts": "experts",
     "simulate": "simulator",
     "zb1p": "schedule",
     "zbv": "schedule",

@@ -26,6 +26,10 @@ class ScheduleError(CounterflowError, ValueError):
     """A schedule cannot be made, read, or would not run."""
 
 
+class PlacementError(CounterflowError, ValueError):
+    """Expert loads, or a placement of experts, cannot be used as given."""
+
+
 class SimulatorError(CounterflowError, ValueError):
     """Costs are missing, malformed, or do not fit the schedule."""
 

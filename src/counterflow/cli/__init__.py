@@ -15,6 +15,7 @@ from counterflow.cli import schedules, trace
 from counterflow.cli.compare import compare
 from counterflow.cli.demo import demo
 from counterflow.cli.draw import draw
+from counterflow.cli.experts import balance
 from counterflow.cli.output import printable
 from counterflow.errors import CounterflowError, LaunchError
 
@@ -25,6 +26,7 @@ app.command()(schedules.check)
 app.command()(schedules.simulate)
 app.command()(compare)
 app.command()(draw)
+app.command()(balance)
 app.command()(demo)
 app.add_typer(trace.app, name="trace")
 

@@ -3,6 +3,7 @@
 from counterflow.runtime.clock import VirtualClock
 from counterflow.runtime.executor import StepResult
 from counterflow.runtime.launch import launch
+from counterflow.runtime.migration import Migration
 from counterflow.runtime.pipeline import Pipeline
 
-__all__ = ["Pipeline", "StepResult", "VirtualClock", "launch"]
+__all__ = ["Migration", "Pipeline", "StepResult", "VirtualClock", "launch"]

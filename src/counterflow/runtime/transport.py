@@ -30,6 +30,7 @@ class Lane(IntEnum):
     PIPELINE = 0
     HEADER = 1
     TWINS = 2
+    EXPERTS = 3
 
 
 @dataclass(frozen=True)

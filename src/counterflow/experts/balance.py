@@ -1,0 +1,239 @@
+"""The placement that is as even as we can make it, with a certificate of how even that is."""
+
+from __future__ import annotations
+
+import reprlib
+from dataclasses import replace
+
+import numpy as np
+
+from counterflow.errors import PlacementError
+from counterflow.experts.certificate import Certificate, limits
+from counterflow.experts.loads import Floats, Ints, as_loads
+from counterflow.experts.nodes import deal_groups, least_peak, spill
+from counterflow.experts.placement import Placement, refuse_sizes, whole_number
+from counterflow.experts.published import published_groups, published_slots
+from counterflow.experts.search import EVEN, improve, pack, replica_counts
+
+MOST_PAIRS = 2**28
+"""Experts times GPUs: 2 GiB of table, thousands of times what any model needs."""
+
+LOWER = 1 - 1e-12
+"""What is not lower by this factor is as low: sums of the same loads in another order differ by less."""
+
+
+def balance(
+    loads: object,
+    num_replicas: int,
+    num_gpus: int,
+    num_nodes: int = 1,
+    num_groups: int = 1,
+    hierarchy: str = "auto",
+    node_spill: float = 0.0,
+) -> Placement:
+    """Place ``num_replicas`` replicas so that the largest load of a GPU is as low as we can make it.
+
+    ``loads`` [layers, experts] is what each expert has to do (see ``as_loads``). Every GPU gets equally many slots.
+    Replicas of one expert lie on different GPUs, unless putting some together lowers the layer's largest load: the
+    certificate lists those slots. No layer is less even than the published algorithm makes it for the same arguments.
+    The same input gives the same placement, and a layer without load is placed as if all its experts were equal.
+
+    ``hierarchy`` says whether the ``num_groups`` groups of experts, equal and in order, each stay on one node:
+    ``"node"`` insists on it, ``"none"`` disregards groups, ``"auto"`` keeps them together where there are several
+    nodes and they divide over them. ``Placement.hierarchy`` says which it was. ``node_spill`` lets up to that share of
+    a layer's load leave the node of its group, expert by expert, where that makes the nodes more even.
+
+    Raises:
+        PlacementError: the loads are none, the numbers do not divide as they have to, ``hierarchy`` is unknown, or
+            ``node_spill`` is no share or has no groups on nodes to spill from.
+
+    Example:
+        >>> from counterflow import balance
+        >>> placement = balance([[90, 132, 40, 61]], num_replicas=6, num_gpus=2)
+        >>> placement.gpu_loads([[90, 132, 40, 61]]).tolist()
+        [[160.5, 162.5]]
+        >>> placement.certificate.max_load_bound.tolist(), placement.certificate.limited_by
+        ([161.5], ('slots',))
+    """
+    load = as_loads(loads)
+    num_replicas, num_gpus = whole_number("num_replicas", num_replicas), whole_number("num_gpus", num_gpus)
+    num_nodes, num_groups = whole_number("num_nodes", num_nodes), whole_number("num_groups", num_groups)
+    by_node = _keeps_groups(hierarchy, num_groups, num_nodes)
+    refuse_sizes(load.shape[1], num_replicas, num_gpus, num_nodes, num_groups if by_node else 1)
+    if load.shape[1] * num_gpus > MOST_PAIRS:
+        raise PlacementError(
+            f"{load.shape[1]} experts on {num_gpus} GPUs are too many: the search keeps a table of both, "
+            f"of at most {MOST_PAIRS} entries"
+        )
+    groups, nodes = (num_groups, num_nodes) if by_node else (1, 1)
+    spill_share = _spill_share(node_spill, by_node)
+    scaled, exponent = _scaled(load)
+    least = least_peak(scaled, num_replicas, num_gpus)
+    if nodes > 1:
+        slots, bound = _place_by_node(scaled, num_replicas, num_gpus, nodes, groups, spill_share, least)
+    else:
+        slots, bound = _place_rows(scaled, num_replicas, num_gpus, least), least
+    slots = _at_least_published(load, scaled, slots, num_gpus, nodes, groups)
+    placement = Placement(slots, load.shape[1], num_gpus, num_nodes, "node" if by_node else "none")
+    certificate = _certificate(placement, load, np.ldexp(least, exponent), np.ldexp(bound, exponent))
+    return replace(placement, certificate=certificate)
+
+
+def _keeps_groups(hierarchy: str, num_groups: int, num_nodes: int) -> bool:
+    if hierarchy not in ("auto", "node", "none"):
+        raise PlacementError(f"the hierarchy is {reprlib.repr(hierarchy)}; it has to be 'auto', 'node' or 'none'")
+    divides = num_groups % num_nodes == 0
+    if hierarchy == "node" and not divides:
+        raise PlacementError(
+            f"{num_groups} groups do not divide over {num_nodes} nodes, so they cannot each stay on one: "
+            f"give a multiple of {num_nodes}, or hierarchy='none'"
+        )
+    return divides and (hierarchy == "node" or (hierarchy == "auto" and num_nodes > 1))
+
+
+def _spill_share(node_spill: float, by_node: bool) -> float:
+    try:
+        share = float(node_spill)
+    except (TypeError, ValueError, OverflowError):
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise PlacementError(f"node_spill is {reprlib.repr(node_spill)}; it has to be a share of the load, from 0 to 1")
+    if share and not by_node:
+        raise PlacementError(
+            f"node_spill is {share:g}, but no groups are kept on nodes here: leave it out, "
+            f"or give num_nodes and a num_groups that is a multiple of it"
+        )
+    return share
+
+
+def _scaled(load: Floats) -> tuple[Floats, Ints]:
+    """Each layer times a power of two, which loses nothing, so that neither its sum nor a quotient leaves float64."""
+    _, exponent = np.frexp(load.max(axis=1))
+    scaled = np.ldexp(load, -exponent[:, None])
+    scaled[load.max(axis=1) == 0] = 1.0
+    return scaled, exponent
+
+
+def _place_by_node(
+    load: Floats, num_slots: int, num_gpus: int, num_nodes: int, num_groups: int, node_spill: float, least: Floats
+) -> tuple[Ints, Floats]:
+    """The expert in each slot, and what the largest GPU load of each layer cannot go below: at least ``least``."""
+    experts, bound = deal_groups(load, num_groups, num_nodes, num_slots, num_gpus)
+    bound = np.maximum(bound, least)
+    slots = _place_in_nodes(load, experts, num_slots, num_gpus, bound)
+    if node_spill:
+        experts, bound = deal_groups(load, num_groups, num_nodes, num_slots, num_gpus, node_spill)
+        bound = np.maximum(bound, least)
+        spilled = _place_in_nodes(load, spill(load, experts, node_spill), num_slots, num_gpus, bound)
+        lower = _peaks(load, spilled, num_gpus) < LOWER * _peaks(load, slots, num_gpus)
+        slots = np.where(lower[:, None], spilled, slots)
+    return slots, bound
+
+
+def _place_in_nodes(load: Floats, experts: Ints, num_slots: int, num_gpus: int, bound: Floats) -> Ints:
+    """The expert in each slot [layers, slots], given those of each node [layers, nodes, experts / nodes]."""
+    layers, nodes, _ = experts.shape
+    slots, gpus = num_slots // nodes, num_gpus // nodes
+    rows = np.take_along_axis(load, experts.reshape(layers, -1), axis=1).reshape(layers * nodes, -1)
+    fullest = rows.sum(axis=1).reshape(layers, nodes).max(axis=1) / gpus  # above the bound where one is not exact
+    local = _place_rows(rows, slots, gpus, np.repeat(np.maximum(bound, fullest), nodes))
+    return np.take_along_axis(experts, local.reshape(layers, nodes, -1), axis=2).reshape(layers, -1)
+
+
+def _place_rows(load: Floats, num_slots: int, num_gpus: int, bound: Floats) -> Ints:
+    """The expert in each slot [rows, slots], apart where that is possible and nothing is lost by it."""
+    room = num_slots // num_gpus
+    together = -(-num_slots // (load.shape[1] * num_gpus))  # more than 1 where there are more slots than GPUs can tell
+    counts = replica_counts(load, num_slots, num_gpus * together)
+    slots = improve(load, pack(load, counts, num_gpus, together), num_gpus, together, bound)
+    uneven = np.flatnonzero(_peaks(load, slots, num_gpus) > bound * (1 + EVEN))
+    if len(uneven) and together < room:
+        freely = improve(load[uneven], slots[uneven], num_gpus, room, bound[uneven])
+        lower = _peaks(load[uneven], freely, num_gpus) < (1 - EVEN) * _peaks(load[uneven], slots[uneven], num_gpus)
+        slots[uneven[lower]] = freely[lower]
+    return slots
+
+
+def _at_least_published(
+    load: Floats, scaled: Floats, slots: Ints, num_gpus: int, num_nodes: int, num_groups: int
+) -> Ints:
+    """``slots``, or the published ones where those are more even; copies on one GPU are parted where they can be."""
+    rounded, peaks = load.astype(np.float32), _peaks(scaled, slots, num_gpus)
+    maybe = np.arange(len(load))
+    if num_nodes > 1:  # where its fullest node alone is above ours, there is no need to go on
+        groups = published_groups(rounded, num_groups, num_nodes)
+        sums = np.take_along_axis(scaled.reshape(len(load), num_groups, -1).sum(axis=2), groups, axis=1)
+        fullest = sums.reshape(len(load), num_nodes, -1).sum(axis=2).max(axis=1) / (num_gpus // num_nodes)
+        maybe = np.flatnonzero(fullest < peaks)
+    if len(maybe):
+        published, _, _ = published_slots(rounded[maybe], slots.shape[1], num_groups, num_nodes, num_gpus)
+        theirs = _peaks(scaled[maybe], published, num_gpus)
+        better = theirs < LOWER * peaks[maybe]
+        slots[maybe[better]], peaks[maybe[better]] = published[better], theirs[better]
+    avoidable = slots.shape[1] <= load.shape[1] * num_gpus
+    for layer in np.flatnonzero(_co_located(slots, num_gpus).any(axis=1)) if avoidable else ():
+        slots[layer] = _parted(scaled[layer], slots[layer], num_gpus, num_gpus // num_nodes, peaks[layer])
+    return slots
+
+
+def _parted(load: Floats, slots: Ints, num_gpus: int, gpus_per_node: int, peak: float) -> Ints:
+    """The ``slots`` of one layer, with copies moved off a GPU that has another, while no load passes ``peak``."""
+    share = load / np.bincount(slots, minlength=len(load))
+    gpu_of = np.arange(len(slots)) // (len(slots) // num_gpus)
+    held = np.zeros((num_gpus, len(load)), dtype=np.int64)
+    np.add.at(held, (gpu_of, slots), 1)
+    total = np.bincount(gpu_of, weights=share[slots], minlength=num_gpus)
+    for slot in np.flatnonzero(_co_located(slots[None], num_gpus)[0]):
+        here, expert = gpu_of[slot], slots[slot]
+        more = share[expert] - share[slots]  # what the GPU of the other slot would gain by changing places
+        higher = np.maximum(total[here] - more, total[gpu_of] + more)
+        parts = (
+            (held[here, slots] == 0) & (held[gpu_of, expert] == 0) & (gpu_of // gpus_per_node == here // gpus_per_node)
+        )
+        other = int(np.where(parts, higher, np.inf).argmin())
+        if held[here, expert] < 2 or not parts[other] or higher[other] > peak:
+            continue
+        there, moved = gpu_of[other], slots[other]
+        total[here], total[there] = total[here] - more[other], total[there] + more[other]
+        held[here, expert] -= 1
+        held[there, expert] += 1
+        held[there, moved] -= 1
+        held[here, moved] += 1
+        slots[slot], slots[other] = moved, expert
+    return slots
+
+
+def _peaks(load: Floats, slots: Ints, num_gpus: int) -> Floats:
+    """The largest GPU load [rows]."""
+    rows, experts = load.shape
+    flat = slots + np.arange(rows)[:, None] * experts
+    share = load / np.bincount(flat.ravel(), minlength=rows * experts).reshape(load.shape)
+    return np.asarray(np.take_along_axis(share, slots, axis=1).reshape(rows, num_gpus, -1).sum(axis=2).max(axis=1))
+
+
+def _co_located(slots: Ints, num_gpus: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Where a slot holds an expert that an earlier slot of its GPU holds [rows, slots]."""
+    by_gpu = slots.reshape(len(slots), num_gpus, -1)
+    again = np.zeros(by_gpu.shape, dtype=bool)
+    sorted_experts = np.sort(by_gpu, axis=2)
+    rows = np.flatnonzero((sorted_experts[:, :, 1:] == sorted_experts[:, :, :-1]).any(axis=(1, 2)))
+    order = np.argsort(by_gpu[rows], axis=2, kind="stable")
+    expert = np.take_along_axis(by_gpu[rows], order, axis=2)
+    later = np.zeros(order.shape, dtype=bool)
+    np.put_along_axis(later, order[:, :, 1:], expert[:, :, 1:] == expert[:, :, :-1], axis=2)
+    again[rows] = later
+    return again.reshape(slots.shape)
+
+
+def _certificate(placement: Placement, load: Floats, least: Floats, bound: Floats) -> Certificate:
+    max_load = placement.gpu_loads(load).max(axis=1)
+    loaded = load.any(axis=1)
+    bound = np.where(loaded, np.minimum(bound, max_load), 0.0)  # the same sum in another order may round up
+    mean = load.sum(axis=1) / placement.num_gpus
+    again = np.argwhere(_co_located(placement.physical_to_logical, placement.num_gpus))
+    return Certificate(
+        max_load,
+        bound,
+        limits(max_load, bound, mean, np.where(loaded, least, 0.0)),
+        tuple((int(layer), int(slot)) for layer, slot in again),
+    )

@@ -1,0 +1,299 @@
+"""The verb balance: loads out of many files, a table, plain data, and one sentence for whatever cannot be read."""
+
+import io
+import json
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from counterflow import LoadTracker, Placement, balance, plan_migration, rebalance_experts
+from counterflow.cli import main
+from counterflow.experts import read_placement, write_placement
+
+Run = Callable[..., str]
+LOADS = np.random.default_rng(0).integers(1, 500, (3, 8))
+SIZES = ["--replicas", "12", "--gpus", "4"]
+
+
+@pytest.fixture
+def out(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs ``balance``, which has to succeed, and returns what it printed."""
+
+    def run(*arguments: str | Path) -> str:
+        code = main(["balance", *map(str, arguments)])
+        printed = capsys.readouterr()
+        assert (code, printed.err) == (0, "")
+        return printed.out
+
+    return run
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs ``balance``, which has to refuse its input, and returns the sentence."""
+
+    def run(*arguments: str | Path) -> str:
+        code = main(["balance", *map(str, arguments)])
+        printed = capsys.readouterr()
+        assert (code, printed.out) == (2, "")
+        assert printed.err.count("\n") == 1
+        return printed.err.removeprefix("counterflow: ").rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "loads.npy"
+    np.save(path, LOADS)
+    return path
+
+
+# --- plain data ---------------------------------------------------------------------------------------------
+
+
+def test_as_json_it_has_the_keys_that_others_rely_on(out: Run, file: Path) -> None:
+    data = json.loads(out(file, *SIZES, "--json"))
+    placement = balance(LOADS, 12, 4)
+    certificate = placement.certificate
+    assert data["physical_to_logical"] == placement.physical_to_logical.tolist()
+    assert data["logical_count"] == placement.logical_count.tolist()
+    assert data["balancedness"] == placement.balancedness(LOADS).tolist()
+    assert data["max_load"] == certificate.max_load.tolist()
+    assert data["max_load_bound"] == certificate.max_load_bound.tolist()
+    assert data["limited_by"] == list(certificate.limited_by)
+    assert (data["moves"], data["placement"], data["hierarchy"]) == (None, None, "none")
+    in_order = Placement([[*range(8), 0, 1, 2, 3]] * 3, 8, 4)
+    assert data["balancedness_before"] == in_order.balancedness(LOADS).tolist()
+    published = Placement(rebalance_experts(LOADS, 12, 1, 1, 4)[0], 8, 4)
+    assert data["balancedness_published"] == published.balancedness(LOADS).tolist()
+
+
+def test_the_placement_is_written_for_others_to_read(out: Run, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "placement.json"
+    data = json.loads(out(file, *SIZES, "--nodes", "2", "--groups", "4", "-o", path, "--json"))
+    placement = read_placement(path)
+    assert placement.physical_to_logical.tolist() == data["physical_to_logical"]
+    assert (placement.num_nodes, placement.hierarchy) == (2, "node")
+    assert data["placement"] == str(path)
+
+
+def test_beside_a_current_placement_as_much_as_can_be_stays(out: Run, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "current.json"
+    current = balance(LOADS[::-1], 12, 4)
+    write_placement(path, current)
+    data = json.loads(out(file, *SIZES, "--current", path, "--json"))
+    plan = plan_migration(current, balance(LOADS, 12, 4))
+    assert data["physical_to_logical"] == plan.new.physical_to_logical.tolist()
+    assert data["moves"] == plan.moves.sum() > 0
+    assert data["balancedness"] == balance(LOADS, 12, 4).balancedness(LOADS).tolist()
+    assert data["balancedness_before"] == current.balancedness(LOADS).tolist()
+    assert re.search(rf"^Moves: {data['moves']} experts", out(file, *SIZES, "--current", path), re.MULTILINE)
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+
+def test_every_layer_has_a_line_and_the_worst_are_named(out: Run, file: Path) -> None:
+    lines = out(file, *SIZES).splitlines()
+    assert max(map(len, lines)) <= 120
+    head = next(index for index, line in enumerate(lines) if line.startswith("layer"))
+    assert re.split(r"\s{2,}", lines[head]) == [
+        *("layer", "in order", "published", "balanced", "largest", "bound", "gap", "limited by"),
+    ]
+    rows = [re.split(r"\s{2,}", line.rstrip()) for line in lines[head + 1 : head + 6]]
+    assert [row[0] for row in rows] == ["0", "1", "2", "mean", "worst"]
+    even = balance(LOADS, 12, 4).balancedness(LOADS)
+    assert [row[3] for row in rows] == [f"{value:.4f}" for value in (*even, even.mean(), even.min())]
+    assert any(line.startswith(f"The worst layers: {even.argmin()} ({even.min():.4f}, ") for line in lines)
+
+
+def test_groups_and_copies_on_one_gpu_are_told(out: Run, tmp_path: Path) -> None:
+    path = tmp_path / "loads.json"
+    path.write_text("[[4, 3, 1]]")
+    assert "\nBeside a copy on its own GPU lies slot 1 of layer 0.\n" in out(path, "--replicas", "4", "--gpus", "2")
+    np.save(tmp_path / "loads.npy", LOADS)
+    printed = out(tmp_path / "loads.npy", *SIZES, "--nodes", "2", "--groups", "4", "-o", tmp_path / "p.json")
+    assert "\nEach of the 4 groups stays on one of the 2 nodes.\n" in printed
+    assert printed.endswith(f"\nwrote {tmp_path / 'p.json'}\n")
+
+
+# --- what it reads ------------------------------------------------------------------------------------------
+
+
+def tracked(path: Path) -> None:
+    tracker = LoadTracker(3, 8)
+    tracker.add(LOADS)
+    tracker.save(path)
+
+
+WINDOWS = np.stack([LOADS - 1, np.ones_like(LOADS)])
+READABLE: dict[str, Callable[[Path], object]] = {
+    "rows.json": lambda path: path.write_text(json.dumps(LOADS.tolist())),
+    "windows.json": lambda path: path.write_text(json.dumps(WINDOWS.tolist())),
+    "object.json": lambda path: path.write_text(json.dumps({"model": "x", "loads": LOADS.tolist()})),
+    "sglang.json": lambda path: path.write_text(json.dumps({"logical_count": WINDOWS.tolist()})),
+    "adrs.json": lambda path: path.write_text(
+        json.dumps({"load_history": [{"logical_expert_load": window} for window in WINDOWS.tolist()]})
+    ),
+    "vllm.json": lambda path: path.write_text(
+        json.dumps({"current_step": 7, "per_layer_stats": [{"logical_load": row} for row in LOADS.tolist()]})
+    ),
+    "windows.npy": lambda path: np.save(path, WINDOWS.astype(np.uint16)),
+    "one.npz": lambda path: np.savez(path, anything=LOADS),
+    "several.npz": lambda path: np.savez_compressed(path, loads=WINDOWS, tokens=np.ones(3)),
+    "tracker.npz": tracked,
+    "recorder.pt": lambda path: torch.save({"rank": 0, "logical_count": torch.tensor(WINDOWS)}, path),
+}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_loads_are_read_in_every_form_that_is_about(out: Run, tmp_path: Path, name: str) -> None:
+    READABLE[name](tmp_path / name)
+    data = json.loads(out(tmp_path / name, *SIZES, "--json"))
+    assert data["physical_to_logical"] == balance(LOADS, 12, 4).physical_to_logical.tolist()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".json"])
+def test_a_key_chooses_among_several(out: Run, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"loads{suffix}"
+    if suffix == ".npz":
+        np.savez(path, loads=np.ones((3, 8)), code=LOADS)
+    else:
+        path.write_text(json.dumps({"loads": np.ones((3, 8)).tolist(), "code": LOADS.tolist()}))
+    data = json.loads(out(path, *SIZES, "--key", "code", "--json"))
+    assert data["physical_to_logical"] == balance(LOADS, 12, 4).physical_to_logical.tolist()
+
+
+# --- what it refuses ----------------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    np.savez(path, loads=np.arange(4096.0).reshape(64, 64))
+    path.write_bytes(path.read_bytes()[:-4000])
+
+
+def damaged(path: Path) -> None:
+    np.savez(path, loads=np.arange(4096.0).reshape(64, 64))
+    data = bytearray(path.read_bytes())
+    data[2000:2010] = b"\xff" * 10
+    path.write_bytes(data)
+
+
+def claims_much(path: Path) -> None:
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000), }".ljust(117) + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64))
+
+
+def text(content: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(content)
+
+
+def array(content: Any) -> Callable[[Path], object]:
+    return lambda path: np.save(path, np.asarray(content))
+
+
+REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
+    ("none.npy", lambda path: None, r"cannot be read \(No such file or directory\); give a file"),
+    ("folder.npy", lambda path: path.mkdir(), r"cannot be read \(Is a directory\)"),
+    ("empty.npy", text(""), "is empty; give a file with loads"),
+    ("empty.npz", text(""), "is empty; give a file with loads"),
+    ("empty.json", text(""), "is empty; give a file with loads"),
+    ("loads.csv", text("1,2"), r"ends in '\.csv'; loads are read from \.npy, \.npz and \.json"),
+    ("nan.npy", array([[1, np.nan]]), "the load of expert 1 in layer 0 is nan"),
+    ("inf.npy", array([[1, np.inf]]), "the load of expert 1 in layer 0 is inf"),
+    ("minus.npy", array([[1, -2]]), "the load of expert 1 in layer 0 is -2; a load cannot be negative"),
+    ("large.npy", array([[1, 1e39]]), r"the load of expert 1 in layer 0 is 1e\+39; a load has to fit float32"),
+    ("window.npy", array([[[1, 2]], [[1, np.nan]]]), "window 1: the load of expert 1 in layer 0 is nan"),
+    ("scalar.npy", array(3), r"the loads have shape \[\]"),
+    ("four.npy", array(np.ones((2, 2, 2, 2))), r"the loads have shape \[2, 2, 2, 2\]"),
+    ("layers.npy", array(np.ones((0, 4))), "the loads have 0 layers and 4 experts"),
+    ("windows.npy", array(np.ones((0, 2, 4))), "the loads have 0 windows"),
+    ("one.npy", array([[5], [7]]), "each layer has one expert, so there is nothing to balance"),
+    ("text.npy", array([["a", "b"]]), "the loads are of type <U1"),
+    ("complex.npy", array([[1j, 2]]), "the loads are of type complex128"),
+    ("objects.npy", array([[{}, None]]), "it holds Python objects, which could run code"),
+    ("garbage.npy", text("no array"), r"it is no \.npy file, or cut off \(ValueError\)"),
+    ("garbage.npz", text("no arrays"), r"it is no \.npz file, or cut off \(ValueError\)"),
+    ("much.npy", claims_much, "it "),
+    ("cut.npz", cut, r"it is no \.npz file, or cut off \(BadZipFile\)"),
+    ("damaged.npz", damaged, r"it is cut off or damaged \(BadZipFile\)"),
+    ("npy.npz", lambda path: path.write_bytes(npy()), r"it holds a single array; name it \.npy"),
+    ("keys.npz", lambda path: np.savez(path, a=1, b=2), "it has no array named 'loads' but 'a', 'b'; choose one"),
+    ("nothing.npz", lambda path: np.savez(path), "it has no array named 'loads' but none at all"),
+    ("broken.json", text("[[1, 2]"), "it is no JSON"),
+    ("binary.json", lambda path: path.write_bytes(b"\xff\xfe\x00"), "it is no JSON"),
+    ("deep.json", text("[" * 100_000), "it is no JSON"),
+    ("number.json", text("7"), "it holds a single value; write the loads as nested lists"),
+    ("ragged.json", text("[[1, 2], [3]]"), "its rows are not of equal length"),
+    ("nan.json", text("[[1, NaN]]"), "the load of expert 1 in layer 0 is nan"),
+    ("large.json", text("[[1, 1e39]]"), r"the load of expert 1 in layer 0 is 1e\+39"),
+    ("huge.json", text(f"[[1, {10**30}]]"), "the loads are of type object"),
+    ("words.json", text('[["1", "2"]]'), "the loads are of type <U1"),
+    ("keys.json", text('{"a": 1}'), "the JSON has no 'loads' but 'a'; choose one of them"),
+    ("value.json", text('{"loads": 1}'), "it holds a single value"),
+    ("history.json", text('{"load_history": [{"step": 1}]}'), "not every entry of 'load_history' has"),
+    ("history.json", text('{"load_history": 5}'), "not every entry of 'load_history' has"),
+    ("garbage.pt", text("no tensors"), "cannot be read as tensors"),
+    ("empty.pt", text(""), "cannot be read as tensors"),
+    ("code.pt", lambda path: torch.save({"logical_count": Path("x")}, path), "cannot be read as tensors"),
+    ("other.pt", lambda path: torch.save({"records": []}, path), 'has no tensor "logical_count"; record with'),
+    ("minus.pt", lambda path: torch.save({"logical_count": torch.tensor([[-1, 2]])}, path), "the load of expert 0 in"),
+]
+
+
+def npy() -> bytes:
+    data = io.BytesIO()
+    np.save(data, LOADS)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(("name", "write", "sentence"), REFUSED, ids=[name for name, *_ in REFUSED])
+def test_what_holds_no_loads_is_one_sentence_that_names_the_file(
+    refusal: Run, tmp_path: Path, name: str, write: Callable[[Path], object], sentence: str
+) -> None:
+    write(tmp_path / name)
+    said = refusal(tmp_path / name, "--replicas", "4", "--gpus", "2")
+    assert re.match(rf"{re.escape(str(tmp_path / name))}:? {sentence}", said), said
+    assert len(said) - len(str(tmp_path)) < 250
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--replicas 11 --gpus 4", "{file}: 11 replicas do not divide over 4 GPUs: give 12"),
+        ("--replicas 4 --gpus 4", "{file}: 4 replicas cannot hold 8 experts"),
+        ("--replicas 12 --gpus 0", "{file}: num_gpus is 0; it has to be a whole number"),
+        ("--replicas 12 --gpus 4 --nodes 3", "{file}: 4 GPUs do not divide over 3 nodes"),
+        ("--replicas 12 --gpus 4 --nodes 2 --groups 3 --hierarchy node", "{file}: 3 groups do not divide over 2 nodes"),
+        ("--replicas 12 --gpus 4 --hierarchy rack", "{file}: the hierarchy is 'rack'; it has to be"),
+        ("--replicas 12 --gpus 4 --key code", "{file}: a .npy file has no array named 'code'"),
+        ("--replicas 12 --gpus 4 -o {file}/p.json", "{file}/p.json cannot be written (File exists)"),
+        ("--replicas 12 --gpus 4 --current {file}x", "{file}x: [Errno 2] No such file"),
+        ("--replicas 12 --gpus 2 --current {wide}", "{wide}: the old placement has 4 GPUs left and the new one 2"),
+        ("--replicas many --gpus 4", "Invalid value for '--replicas'"),
+        ("--gpus 4", "Missing option '--replicas'"),
+    ],
+)
+def test_sizes_and_options_that_do_not_fit_are_one_sentence(
+    refusal: Run, file: Path, tmp_path: Path, arguments: str, sentence: str
+) -> None:
+    wide = tmp_path / "wide.json"
+    write_placement(wide, balance(LOADS, 12, 4))
+    said = refusal(file, *arguments.format(file=file, wide=wide).split())
+    assert said.startswith(sentence.format(file=file, wide=wide))
+
+
+def test_the_example_of_its_help_runs(out: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("loads.npz", loads=np.random.default_rng(0).lognormal(0, 1, (2, 256)))
+    example = re.search(r"Example:\n +counterflow balance (.*)", out("--help"))
+    assert example is not None
+    out(*example[1].split())
+    assert read_placement("placement.json").num_slots == 288
