@@ -89,12 +89,34 @@ def test_beside_a_current_placement_as_much_as_can_be_stays(out: Run, file: Path
     current = balance(LOADS[::-1], 12, 4)
     write_placement(path, current)
     data = json.loads(out(file, *SIZES, "--current", path, "--json"))
-    plan = plan_migration(current, balance(LOADS, 12, 4))
+    placement = balance(LOADS, 12, 4, current=current)
+    plan = plan_migration(current, placement)
     assert data["physical_to_logical"] == plan.new.physical_to_logical.tolist()
     assert data["moves"] == plan.moves.sum() > 0
-    assert data["balancedness"] == balance(LOADS, 12, 4).balancedness(LOADS).tolist()
+    assert data["balancedness"] == placement.balancedness(LOADS).tolist()
     assert data["balancedness_before"] == current.balancedness(LOADS).tolist()
     assert re.search(rf"^Moves: {data['moves']} experts", out(file, *SIZES, "--current", path), re.MULTILINE)
+
+
+def test_no_more_moves_than_allowed(out: Run, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "current.json"
+    current = balance(LOADS[::-1], 12, 4)
+    write_placement(path, current)
+    for most in (0, 3):
+        data = json.loads(out(file, *SIZES, "--current", path, "--max-moves", str(most), "--json"))
+        assert data["moves"] <= most
+        plan = plan_migration(current, balance(LOADS, 12, 4, current=current, max_moves=most))
+        assert data["physical_to_logical"] == plan.new.physical_to_logical.tolist()
+
+
+def test_with_more_slots_than_serve_now_the_best_placement_is_laid_beside(out: Run, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "current.json"
+    current = balance(LOADS, 8, 4)
+    write_placement(path, current)
+    data = json.loads(out(file, *SIZES, "--current", path, "--json"))
+    plan = plan_migration(current, balance(LOADS, 12, 4))
+    assert data["physical_to_logical"] == plan.new.physical_to_logical.tolist()
+    assert data["moves"] == plan.moves.sum()
 
 
 # --- the table ----------------------------------------------------------------------------------------------
@@ -277,6 +299,9 @@ def test_what_holds_no_loads_is_one_sentence_that_names_the_file(
         ("--replicas 12 --gpus 4 -o {file}/p.json", "{file}/p.json cannot be written (File exists)"),
         ("--replicas 12 --gpus 4 --current {file}x", "{file}x: [Errno 2] No such file"),
         ("--replicas 12 --gpus 2 --current {wide}", "{wide}: the old placement has 4 GPUs left and the new one 2"),
+        ("--replicas 12 --gpus 4 --max-moves 3", "--max-moves 3 needs the placement that serves now; give it with"),
+        ("--replicas 12 --gpus 4 --max-moves -1 --current {wide}", "Invalid value for '--max-moves'"),
+        ("--replicas 8 --gpus 4 --max-moves 3 --current {wide}", "{wide}: the current placement has 12 slots on 4"),
         ("--replicas many --gpus 4", "Invalid value for '--replicas'"),
         ("--gpus 4", "Missing option '--replicas'"),
     ],

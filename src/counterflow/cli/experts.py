@@ -32,6 +32,9 @@ def balance(
     current: Annotated[
         Path | None, typer.Option("--current", help="The placement that serves now: as much as can be stays put.")
     ] = None,
+    max_moves: Annotated[
+        int | None, typer.Option("--max-moves", min=0, help="At most so many experts come to GPUs that lack them.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the placement, as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -40,6 +43,9 @@ def balance(
     FILE holds what each expert had to do, [layers, experts], or [windows, layers, experts], which are added up. JSON
     may be nested lists, or as vLLM, SGLang or ADRS write it. Beside the result stand the experts in their own order
     (or the placement that serves now) and the published algorithm.
+
+    With --current as little moves as makes every layer as even as the published algorithm would, or what --max-moves
+    allows. Where GPUs or replicas are more or fewer than there, the best placement is laid beside it.
 
     \b
     Example:
@@ -50,6 +56,8 @@ def balance(
     from counterflow import experts
 
     load = _read(file, key)
+    if max_moves is not None and current is None:
+        raise PlacementError(f"--max-moves {max_moves} needs the placement that serves now; give it with --current")
     with about(file):
         placement = experts.balance(load, replicas, gpus, nodes, groups, hierarchy)
         sizes = (groups, nodes) if placement.hierarchy == "node" else (1, 1)
@@ -58,7 +66,11 @@ def balance(
     before, plan = _in_order(placement), None
     if current is not None:
         before = experts.read_placement(current)
-        with about(current):
+        with about(current):  # what is wrong with the loads and sizes themselves was said above, about their file
+            if max_moves is not None or (before.num_slots, before.num_gpus) == (replicas, gpus):
+                placement = experts.balance(
+                    load, replicas, gpus, nodes, groups, hierarchy, current=before, max_moves=max_moves
+                )
             plan = experts.plan_migration(before, placement)
             placement = plan.new
     if output is not None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import reprlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from counterflow.errors import PlacementError
 from counterflow.experts.certificate import Certificate, limits
 from counterflow.experts.loads import Floats, Ints, as_loads
+from counterflow.experts.migration import plan_migration
+from counterflow.experts.moves import lower, redealt, spend
 from counterflow.experts.nodes import deal_groups, least_peak, spill
 from counterflow.experts.placement import Placement, refuse_sizes, whole_number
 from counterflow.experts.published import published_groups, published_slots
@@ -30,6 +33,8 @@ def balance(
     num_groups: int = 1,
     hierarchy: str = "auto",
     node_spill: float = 0.0,
+    current: Placement | None = None,
+    max_moves: int | None = None,
 ) -> Placement:
     """Place ``num_replicas`` replicas so that the largest load of a GPU is as low as we can make it.
 
@@ -43,9 +48,16 @@ def balance(
     nodes and they divide over them. ``Placement.hierarchy`` says which it was. ``node_spill`` lets up to that share of
     a layer's load leave the node of its group, expert by expert, where that makes the nodes more even.
 
+    With ``current``, the placement that serves now, as little as can be moves: a layer that is as even as the
+    published algorithm would make it stays as it is, any other changes slot by slot until it is. No layer becomes
+    less even, unless it has to change because it does not keep its groups on nodes, and copies that share a GPU may
+    stay there. ``max_moves`` is the most experts that GPUs newly receive, all layers together, as ``plan_migration``
+    counts them; the layers that gain most for each move come first, and some may then stay below the published.
+
     Raises:
-        PlacementError: the loads are none, the numbers do not divide as they have to, ``hierarchy`` is unknown, or
-            ``node_spill`` is no share or has no groups on nodes to spill from.
+        PlacementError: the loads are none, the numbers do not divide as they have to, ``hierarchy`` is unknown,
+            ``node_spill`` is no share or has no groups on nodes to spill from, ``current`` is of another model or
+            other sizes, or ``max_moves`` is no number, comes without it, or is too few for groups to get to nodes.
 
     Example:
         >>> from counterflow import balance
@@ -54,6 +66,11 @@ def balance(
         [[160.5, 162.5]]
         >>> placement.certificate.max_load_bound.tolist(), placement.certificate.limited_by
         ([161.5], ('slots',))
+
+        >>> later = [[90, 132, 100, 61]]
+        >>> after = balance(later, 6, 2, current=placement, max_moves=1)
+        >>> placement.gpu_loads(later).tolist(), after.gpu_loads(later).tolist()
+        ([[220.5, 162.5]], [[201.0, 182.0]])
     """
     load = as_loads(loads)
     num_replicas, num_gpus = whole_number("num_replicas", num_replicas), whole_number("num_gpus", num_gpus)
@@ -67,6 +84,7 @@ def balance(
         )
     groups, nodes = (num_groups, num_nodes) if by_node else (1, 1)
     spill_share = _spill_share(node_spill, by_node)
+    _refuse_current(current, max_moves, (*load.shape, num_replicas, num_gpus))
     scaled, exponent = _scaled(load)
     least = least_peak(scaled, num_replicas, num_gpus)
     if nodes > 1:
@@ -75,6 +93,10 @@ def balance(
         slots, bound = _place_rows(scaled, num_replicas, num_gpus, least), least
     slots = _at_least_published(load, scaled, slots, num_gpus, nodes, groups)
     placement = Placement(slots, load.shape[1], num_gpus, num_nodes, "node" if by_node else "none")
+    if current is not None:
+        at_home = _at_home(scaled, current.physical_to_logical, nodes, groups, spill_share)
+        slots = _beside(current, placement, load, scaled, at_home, nodes, groups, max_moves)
+        placement = replace(placement, physical_to_logical=slots)
     certificate = _certificate(placement, load, np.ldexp(least, exponent), np.ldexp(bound, exponent))
     return replace(placement, certificate=certificate)
 
@@ -104,6 +126,39 @@ def _spill_share(node_spill: float, by_node: bool) -> float:
             f"or give num_nodes and a num_groups that is a multiple of it"
         )
     return share
+
+
+def _refuse_current(current: Placement | None, max_moves: int | None, sizes: tuple[int, int, int, int]) -> None:
+    if max_moves is not None:
+        _refuse_moves(max_moves)
+        if current is None:
+            raise PlacementError(
+                f"max_moves is {max_moves}, but there is nothing to move from: give the placement that serves now "
+                f"(current=)"
+            )
+    if current is None:
+        return
+    if not isinstance(current, Placement):
+        raise PlacementError(
+            f"current is a {type(current).__name__}; it has to be a Placement: make one of your map, or read_placement"
+        )
+    layers, experts, num_replicas, num_gpus = sizes
+    if (current.num_layers, current.num_experts) != (layers, experts):
+        raise PlacementError(
+            f"the current placement has {current.num_layers} layers of {current.num_experts} experts and the loads "
+            f"{layers} of {experts}: give both of one model"
+        )
+    if (current.num_slots, current.num_gpus) != (num_replicas, num_gpus):
+        raise PlacementError(
+            f"the current placement has {current.num_slots} slots on {current.num_gpus} GPUs and the new one "
+            f"{num_replicas} on {num_gpus}: balance without current, and lay the result beside it with plan_migration"
+        )
+
+
+def _refuse_moves(max_moves: Any) -> None:
+    """A whole number from 0: ``whole_number`` begins at 1."""
+    if isinstance(max_moves, bool | np.bool_) or not isinstance(max_moves, int | np.integer) or max_moves < 0:
+        raise PlacementError(f"max_moves is {reprlib.repr(max_moves)}; it has to be a whole number from 0, or None")
 
 
 def _scaled(load: Floats) -> tuple[Floats, Ints]:
@@ -174,6 +229,86 @@ def _at_least_published(
     for layer in np.flatnonzero(_co_located(slots, num_gpus).any(axis=1)) if avoidable else ():
         slots[layer] = _parted(scaled[layer], slots[layer], num_gpus, num_gpus // num_nodes, peaks[layer])
     return slots
+
+
+def _at_home(
+    load: Floats, slots: Ints, num_nodes: int, num_groups: int, node_spill: float
+) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """The layers [layers] where nodes hold equally many experts, none on two, at most ``node_spill`` off its group."""
+    layers, experts = load.shape
+    on = np.zeros((layers, num_nodes, experts), dtype=bool)
+    np.put_along_axis(on, slots.reshape(layers, num_nodes, -1), True, axis=2)
+    once = (on.sum(axis=1) == 1).all(axis=1) & (on.sum(axis=2) == experts // num_nodes).all(axis=1)
+    there = (on * load[:, None]).reshape(layers, num_nodes, num_groups, -1).sum(axis=3)
+    away = there.sum(axis=(1, 2)) - there.max(axis=1).sum(axis=1)
+    whole = (on.reshape(layers, num_nodes, num_groups, -1).any(axis=3).sum(axis=1) == 1).all(axis=1)
+    return np.asarray(once & (whole | ((node_spill > 0) & (away <= node_spill * load.sum(axis=1)))))
+
+
+def _beside(
+    current: Placement,
+    fresh: Placement,
+    load: Floats,
+    scaled: Floats,
+    at_home: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    num_nodes: int,
+    num_groups: int,
+    max_moves: int | None,
+) -> Ints:
+    """``current`` with the fewest slots changed that we find for it to be as even as published: ``fresh`` at worst."""
+    slots, gpus = current.physical_to_logical, current.num_gpus
+    published, _, _ = published_slots(load.astype(np.float32), current.num_slots, num_groups, num_nodes, gpus)
+    target = _peaks(scaled, published, gpus) / LOWER
+    goal = np.where(load.any(axis=1) & at_home, target, np.inf)  # the others stay, or are placed anew
+    paths = lower(scaled, slots, gpus, num_nodes, goal)
+    ends = paths.after(slots, paths.lengths)
+    anew = np.flatnonzero(~at_home | (_peaks(scaled, ends, gpus) > goal / LOWER))
+    last, last_moves = ends.copy(), np.zeros(len(ends), dtype=np.int64)
+    if len(anew):
+        last[anew], last_moves[anew] = _fewest(current, fresh, scaled, ends, target, anew, num_nodes)
+    if max_moves is None:
+        return last
+    must, left = ~at_home, max_moves - int(last_moves[~at_home].sum())
+    if left < 0:
+        layer = int(np.flatnonzero(must)[0])
+        raise PlacementError(
+            f"layer {layer} of the current placement does not keep its groups on nodes, and to get there takes "
+            f"{max_moves - left} moves in all, more than the {max_moves} of max_moves: allow them, or hierarchy='none'"
+        )
+    mean = scaled.sum(axis=1) / gpus
+    before, after = _peaks(scaled, slots, gpus) / mean, _peaks(scaled, last, gpus) / mean
+    moves, peaks = [], []
+    for layer, length in enumerate(paths.lengths.tolist()):
+        further = layer in anew and not must[layer]
+        moves.append([0, *paths.moves[layer, :length].tolist(), *([int(last_moves[layer])] if further else [])])
+        along = (paths.peaks[layer, :length] / mean[layer]).tolist()
+        peaks.append([float(before[layer]), *along, *([float(after[layer])] if further else [])])
+    stops = np.array(spend(moves, peaks, left))
+    whole = must | (stops > paths.lengths)
+    result = paths.after(slots, np.where(whole, 0, stops))
+    result[whole] = last[whole]
+    return result
+
+
+def _fewest(
+    current: Placement, fresh: Placement, scaled: Floats, ends: Ints, target: Floats, anew: Ints, num_nodes: int
+) -> tuple[Ints, Ints]:
+    """For the layers ``anew`` the placement that reaches ``target`` with fewest moves, and the moves."""
+    old = replace(current, physical_to_logical=current.physical_to_logical[anew], certificate=None)
+    plan = plan_migration(old, replace(fresh, physical_to_logical=fresh.physical_to_logical[anew]))
+    slots, moves = plan.new.physical_to_logical.copy(), plan.moves.copy()
+    load, gpus = scaled[anew], current.num_gpus
+    reach = target[anew]
+    if num_nodes == 1:  # where single changes get stuck, a search from there on usually gets by with fewer
+        searched = improve(load, ends[anew], gpus, 1, reach / (1 + EVEN))
+    else:  # other groups on the nodes; what does not change its node begins where it is
+        start = redealt(load, old.physical_to_logical, slots, gpus, num_nodes)
+        paths = lower(load, start, gpus, num_nodes, reach)
+        searched = paths.after(start, paths.lengths)
+    plan = plan_migration(old, replace(fresh, physical_to_logical=searched))
+    fewer = (_peaks(load, searched, gpus) <= reach / LOWER) & (plan.moves < moves)
+    slots[fewer], moves[fewer] = plan.new.physical_to_logical[fewer], plan.moves[fewer]
+    return slots, moves
 
 
 def _parted(load: Floats, slots: Ints, num_gpus: int, gpus_per_node: int, peak: float) -> Ints:
