@@ -27,6 +27,16 @@ start = time.perf_counter()
 simulate(dualpipe(8, 20), Costs())
 print(time.perf_counter() - start)
 """
+CHECK = """
+import sys, time
+from counterflow import check, dualpipe, loops
+if sys.argv[1] == "compiled":
+    loops.COMPILED_FROM = 0
+    check(dualpipe(8, 20))
+start = time.perf_counter()
+check(dualpipe(64, 512))
+print(time.perf_counter() - start)
+"""
 
 
 def timed(num_ranks: int, num_microbatches: int, run: Callable[[Schedule, Costs], Timeline]) -> tuple[float, int]:
@@ -37,11 +47,10 @@ def timed(num_ranks: int, num_microbatches: int, run: Callable[[Schedule, Costs]
     return time.perf_counter() - start, schedule.rows.num_actions
 
 
-def first_call(cache: str) -> float:
-    environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
-    done = subprocess.run(
-        [sys.executable, "-c", FIRST_CALL], check=True, capture_output=True, text=True, env=environment
-    )
+def in_a_new_process(code: str, *arguments: str, **environment: str) -> float:
+    """The seconds that ``code`` prints."""
+    line = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(line, check=True, capture_output=True, text=True, env={**os.environ, **environment})
     return float(done.stdout)
 
 
@@ -66,8 +75,10 @@ def main() -> None:
     print(f"reference, {fewer} micro-batches: {slow_seconds:.2f} s, {ratio:.0f} times as long for each action")
 
     with tempfile.TemporaryDirectory() as cache:
-        cold, *warm = (first_call(cache) for _ in range(4))
+        cold, *warm = (in_a_new_process(FIRST_CALL, NUMBA_CACHE_DIR=cache) for _ in range(4))
     print(f"first call of a process, nothing compiled: {cold:.2f} s; compiled by an earlier one: {min(warm):.2f} s")
+    plain, compiled = (in_a_new_process(CHECK, how) for how in ("plain", "compiled"))
+    print(f"check of 64 ranks, 512 micro-batches, generation included: {plain:.2f} s, {compiled:.2f} s compiled")
 
 
 if __name__ == "__main__":

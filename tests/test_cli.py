@@ -27,21 +27,8 @@ Run = Callable[..., str]
 
 
 @pytest.fixture
-def out(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a verb that has to succeed, and returns what it printed."""
-
-    def run(*arguments: str | Path) -> str:
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        assert (code, printed.err) == (0, "")
-        return printed.out
-
-    return run
-
-
-@pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a verb that has to refuse its input, and returns the sentence."""
+    """Runs a verb that has to refuse its input, and returns the sentence; cells may stand below it."""
 
     def run(*arguments: str | Path) -> str:
         code = main([str(argument) for argument in arguments])

@@ -3,12 +3,12 @@
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from counterflow import Costs, compare
-from counterflow.cli import main
 from counterflow.schedule import GENERATORS
 from counterflow.simulator import sweep, write_costs
 
@@ -18,30 +18,13 @@ SIZES = ["--ranks", "8", "--microbatches", "16", "--overlapped-us", "2.4"]
 
 
 @pytest.fixture
-def out(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``compare``, which has to succeed, and returns what it printed."""
-
-    def run(*arguments: str | Path) -> str:
-        code = main(["compare", *map(str, arguments)])
-        printed = capsys.readouterr()
-        assert (code, printed.err) == (0, "")
-        return printed.out
-
-    return run
+def out(out: Run) -> Run:
+    return partial(out, "compare")
 
 
 @pytest.fixture
-def refusal(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``compare``, which has to refuse its input, and returns the sentence."""
-
-    def run(*arguments: str | Path) -> str:
-        code = main(["compare", *map(str, arguments)])
-        printed = capsys.readouterr()
-        assert (code, printed.out) == (2, "")
-        assert printed.err.count("\n") == 1
-        return printed.err.removeprefix("counterflow: ").rstrip("\n")
-
-    return run
+def refusal(refusal: Run) -> Run:
+    return partial(refusal, "compare")
 
 
 def table(printed: str, heading: str) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ import json
 import re
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import torch
 
 from counterflow import LoadTracker, Placement, balance, plan_migration, rebalance_experts
-from counterflow.cli import main
 from counterflow.experts import read_placement, write_placement
 
 Run = Callable[..., str]
@@ -22,30 +22,13 @@ SIZES = ["--replicas", "12", "--gpus", "4"]
 
 
 @pytest.fixture
-def out(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``balance``, which has to succeed, and returns what it printed."""
-
-    def run(*arguments: str | Path) -> str:
-        code = main(["balance", *map(str, arguments)])
-        printed = capsys.readouterr()
-        assert (code, printed.err) == (0, "")
-        return printed.out
-
-    return run
+def out(out: Run) -> Run:
+    return partial(out, "balance")
 
 
 @pytest.fixture
-def refusal(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``balance``, which has to refuse its input, and returns the sentence."""
-
-    def run(*arguments: str | Path) -> str:
-        code = main(["balance", *map(str, arguments)])
-        printed = capsys.readouterr()
-        assert (code, printed.out) == (2, "")
-        assert printed.err.count("\n") == 1
-        return printed.err.removeprefix("counterflow: ").rstrip("\n")
-
-    return run
+def refusal(refusal: Run) -> Run:
+    return partial(refusal, "balance")
 
 
 @pytest.fixture
