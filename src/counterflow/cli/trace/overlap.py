@@ -1,11 +1,9 @@
-"""The verbs of trace: where the time of a profiled run went."""
+"""The verb trace overlap: the communication of a profiled run, and how much of it no compute hides."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,24 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from counterflow.cli.output import print_json, print_table, printable
+from counterflow.cli.trace.progress import reading
 from counterflow.errors import CounterflowError, TraceError
 
 if TYPE_CHECKING:
     from counterflow.trace import Exposure, Kernel, Trace
 
-app = typer.Typer(rich_markup_mode=None, help="Read profiler traces: where the time went.", no_args_is_help=True)
-
 _PIECES = 5
 _KERNELS = 12
-_LONG_BYTES = 32 << 20
 
 
-@app.callback()
-def _trace() -> None:
-    """Keeps ``overlap`` a verb of its own, however few there are."""
-
-
-@app.command()
 def overlap(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Traces, or one folder of them.")],
     within: Annotated[
@@ -58,7 +48,7 @@ def overlap(
 
     limit = None if max_exposed is None else _share(max_exposed)
     chosen = Rules.read(rules) if rules is not None else None
-    with _progress(files) as progress:
+    with reading(files) as progress:
         traces = open_traces(files[0] if len(files) == 1 else files, progress=progress)
     found = [(trace, exposures(trace, chosen, within)) for trace in traces]
     for trace, gpus in found:
@@ -98,27 +88,6 @@ def _hold(found: list[tuple[Trace, list[Exposure]]], limit: float, said: str | N
         )
     if over:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _progress(files: list[Path]) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, for files that take a while; nothing in a pipe."""
-    large = any(file.is_file() and os.stat(file).st_size >= _LONG_BYTES for file in files)
-    if not large or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    # Without its own thread: reading forks, which a process with threads must not do.
-    with Progress(console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("reading")
-
-        def tell(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            bar.refresh()
-
-        yield tell
 
 
 def _entries(trace: Trace, gpus: list[Exposure]) -> Iterator[dict[str, Any]]:
