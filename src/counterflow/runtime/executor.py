@@ -17,6 +17,7 @@ from torch.profiler import record_function
 
 from counterflow.errors import PipelineError
 from counterflow.runtime.batch import Batch
+from counterflow.runtime.block_stage import BlockStage, overlapped
 from counterflow.runtime.clock import Clock, Mark
 from counterflow.runtime.heartbeat import Watch
 from counterflow.runtime.stage import LossFn, Stage, describe, is_scalar
@@ -123,20 +124,36 @@ class Executor:
         start = self._clock.mark(self.rank)
         try:
             with record_function(str(action)), torch.set_grad_enabled(self._train):
-                # Without blocks there is nothing to interleave: an F&B is its forward, then its backward.
-                for part in action.parts:
-                    self._compute(part)
+                if not (action.pair and self._overlap(*action.pair)):
+                    for part in action.parts:
+                        self._compute(part)
         except Exception as error:
             error.add_note(f"counterflow: rank {self.rank}, at {action}")
             raise
         self._clock.ran(self.rank, action)
         self._marks.append((action, start, self._clock.mark(self.rank)))
 
+    def _overlap(self, forward: Action, backward: Action) -> bool:
+        """An F&B of blocks; without blocks there is nothing to interleave, and it is a forward, then a backward."""
+        up, down = self.stages[forward.stage], self.stages[backward.stage]
+        if not (isinstance(up, BlockStage) and isinstance(down, BlockStage)):
+            return False
+        grads = self._gradients.pop((down.index, backward.microbatch), None)
+        programs = (
+            up.start_forward(forward.microbatch, self._input(up, forward.microbatch)),
+            down.start_backward(backward.microbatch, grads, weights=backward.kind is Kind.B),
+        )
+        overlapped(*programs)
+        self._pass_on(up, forward.microbatch, programs[0].output)
+        self._hand_down(down.index, backward.microbatch, down.end_backward(backward.microbatch))
+        return True
+
     def _compute(self, part: Action) -> None:
         stage, m = self.stages[part.stage], part.microbatch
         match part.kind:
             case Kind.F:
-                self._forward(stage, m)
+                halved = (stage.index, m) in self._halved
+                self._pass_on(stage, m, stage.forward(m, self._input(stage, m), halved=halved))
             case Kind.B:
                 self._hand_down(stage.index, m, stage.backward(m, self._gradients.pop((stage.index, m), None)))
             case Kind.I:
@@ -145,9 +162,10 @@ class Executor:
             case Kind.W:
                 stage.backward_weight(m)
 
-    def _forward(self, stage: Stage, m: int) -> None:
-        value = self._batch.inputs[m] if stage.index == 0 else self._activations.pop((stage.index - 1, m))
-        output = stage.forward(m, value, halved=(stage.index, m) in self._halved)
+    def _input(self, stage: Stage, m: int) -> Any:
+        return self._batch.inputs[m] if stage.index == 0 else self._activations.pop((stage.index - 1, m))
+
+    def _pass_on(self, stage: Stage, m: int, output: Any) -> None:
         if stage.index == self._last_stage:
             self._finish(stage, m, output)
         else:

@@ -10,6 +10,8 @@ from torch import nn
 
 from counterflow.errors import PipelineError
 from counterflow.runtime.batch import Batch
+from counterflow.runtime.block_stage import BlockStage
+from counterflow.runtime.chunk import Chunk
 from counterflow.runtime.clock import Clock
 from counterflow.runtime.executor import Executor
 from counterflow.runtime.heartbeat import Watch
@@ -51,7 +53,7 @@ class Rank:
                 f"rank {self.index} got stages {sorted(self.modules)} and holds {list(needed)} under {schedule.name}; "
                 "build {stage: module for stage in schedule.stages_of(rank)}"
             )
-        self.stages = {stage: Stage(stage, module, have.split) for stage, module in self.modules.items()}
+        self.stages = {stage: _stage(stage, module, have.split) for stage, module in self.modules.items()}
         device = device_of(self.modules)
         self.executors = {
             mode: Executor(
@@ -81,6 +83,11 @@ class Rank:
             executor.forget()
         self.twins.restore()
         self.watch.between_steps()
+
+
+def _stage(index: int, module: nn.Module, split: type[Split]) -> Stage:
+    chunk = Chunk.of(module)
+    return Stage(index, module, split) if chunk is None else BlockStage(index, module, chunk, split)
 
 
 def device_of(modules: Mapping[int, nn.Module]) -> torch.device:

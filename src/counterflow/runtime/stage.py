@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from counterflow.errors import PipelineError
 from counterflow.runtime.weights import Roots, Split, edges
-from counterflow.runtime.wire import take_apart
+from counterflow.runtime.wire import tensors_of
 
 LossFn = Callable[[Any, Any], Tensor]
 
@@ -61,7 +61,7 @@ class Stage:
                 f"the loss of micro-batch {microbatch} is {describe(loss)}; training needs a scalar tensor that "
                 "depends on the parameters: return one from loss_fn, or from the last stage if there is no loss_fn"
             )
-        self._stored[microbatch].roots = [loss]
+        self._start_from(microbatch, loss)
 
     def backward(self, microbatch: int, grads: list[Tensor] | None) -> list[Tensor]:
         """B: the gradient of each input that asked for one, zeros where the stage did not use it.
@@ -71,7 +71,7 @@ class Stage:
         stored = self._stored.pop(microbatch)
         if stored.roots:
             torch.autograd.backward(stored.roots, grads)
-        return _gradients(stored.inputs)
+        return gradients(stored.inputs)
 
     def backward_input(self, microbatch: int, grads: list[Tensor] | None) -> list[Tensor]:
         """I: as ``backward``, but what only the weights need is left for ``backward_weight``."""
@@ -82,7 +82,7 @@ class Stage:
             grads = [torch.ones_like(root) for root in stored.roots if isinstance(root, Tensor)]
         split.backward_input(stored.roots, grads, stored.inputs)
         self._halved[microbatch] = split
-        return _gradients(stored.inputs)
+        return gradients(stored.inputs)
 
     def backward_weight(self, microbatch: int) -> None:
         """W."""
@@ -99,10 +99,13 @@ class Stage:
         self._stored.clear()
         self._halved.clear()
 
+    def _start_from(self, microbatch: int, loss: Tensor) -> None:
+        self._stored[microbatch].roots = [loss]
+
     def _store(self, microbatch: int, value: Any, output: Any, split: Split | None) -> None:
-        outputs = [tensor for tensor in take_apart(output)[1] if tensor.requires_grad]
+        outputs = [tensor for tensor in tensors_of(output) if tensor.requires_grad]
         # The first stage's inputs are the caller's own: whatever gradient they ask for stays on them.
-        inputs = [tensor for tensor in take_apart(value)[1] if tensor.requires_grad] if self.index > 0 else []
+        inputs = [tensor for tensor in tensors_of(value) if tensor.requires_grad] if self.index > 0 else []
         self._stored[microbatch] = _Stored(inputs, split.roots(outputs) if split else edges(outputs), split)
 
     def _remember(self, deferred: set[int]) -> None:
@@ -116,7 +119,8 @@ class Stage:
         self.deferred = deferred | (self.deferred or set())
 
 
-def _gradients(inputs: list[Tensor]) -> list[Tensor]:
+def gradients(inputs: list[Tensor]) -> list[Tensor]:
+    """Takes the gradient of each, zeros where there is none."""
     grads = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in inputs]
     for tensor in inputs:
         tensor.grad = None

@@ -46,8 +46,21 @@ def edges(outputs: list[Tensor]) -> list[GradientEdge]:
     return [get_gradient_edge(output) for output in outputs]
 
 
+_recording: LinearSplit | None = None
+
+
+def recording_split() -> LinearSplit | None:
+    """Who collects the weight gradients of the forward that runs now; None where nobody does.
+
+    A ``torch.autograd.Function`` with a weight of its own asks this in its forward. If there is one, it hides the
+    weight from autograd (in a tuple), and its backward calls ``later`` on it instead of returning its gradient.
+    """
+    return _recording
+
+
 class LinearSplit:
-    """Defers the weight gradient of every ``F.linear``; the rest (norms, biases, embeddings) is done in I.
+    """Defers the weight gradient of every ``F.linear``, and of functions that ask ``recording_split``; the rest (norms,
+    biases, embeddings) is done in I.
 
     ``from torch.nn.functional import linear``, ``x @ weight`` and fused attention pass it by: ``deferred`` tells.
 
@@ -55,18 +68,19 @@ class LinearSplit:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._waiting: list[tuple[Tensor, Callable[[], Tensor]]] = []
         self._deferred: set[int] = set()
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Puts the deferring function in the place of ``F.linear``, for this thread's caller and for autograd's."""
-        original = torch.nn.functional.linear
-        torch.nn.functional.linear = self._linear_in_place_of(original)
+        global _recording
+        original, outer = torch.nn.functional.linear, _recording
+        torch.nn.functional.linear, _recording = self._linear_in_place_of(original), self
         try:
             yield
         finally:
-            torch.nn.functional.linear = original
+            torch.nn.functional.linear, _recording = original, outer
 
     def roots(self, outputs: list[Tensor]) -> Roots:
         """Edges are enough."""
@@ -80,9 +94,9 @@ class LinearSplit:
     def backward_weight(self) -> None:
         """One product for each deferred call, summed for each weight, handed to autograd at once."""
         sums: dict[int, tuple[Tensor, Tensor]] = {}
-        for weight, x, grad in self._waiting:
-            with torch.autocast(x.device.type, enabled=False):
-                product = grad.reshape(-1, grad.shape[-1]).t().mm(x.reshape(-1, x.shape[-1])).to(weight.dtype)
+        for weight, product_of in self._waiting:
+            with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+                product = product_of().to(weight.dtype)
             before = sums.get(id(weight))
             sums[id(weight)] = (weight, product if before is None else before[1] + product)
         self._waiting.clear()
@@ -95,9 +109,9 @@ class LinearSplit:
         """The ids of the weights that went through ``F.linear``."""
         return self._deferred
 
-    def later(self, weight: Tensor, x: Tensor, grad: Tensor) -> None:
-        """The gradient of ``weight`` [out, in] will be ``grad`` [..., out] times ``x`` [..., in]."""
-        self._waiting.append((weight, x, grad))
+    def later(self, weight: Tensor, product: Callable[[], Tensor]) -> None:
+        """W will call ``product`` for the gradient of ``weight``."""
+        self._waiting.append((weight, product))
         self._deferred.add(id(weight))
 
     def _linear_in_place_of(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -148,7 +162,7 @@ class _DeferredLinear(torch.autograd.Function):
         (grad,) = grads
         (input,) = ctx.saved_tensors
         weight = ctx.weight.detach() if ctx.cast is None else ctx.weight.detach().to(ctx.cast)
-        ctx.split.later(ctx.weight, input, grad)
+        ctx.split.later(ctx.weight, lambda: grad.reshape(-1, grad.shape[-1]).t().mm(input.reshape(-1, input.shape[-1])))
         grad_input = grad.matmul(weight) if ctx.needs_input_grad[0] else None
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
         return grad_input, grad_bias, None, None, None, None

@@ -6,6 +6,7 @@ A value becomes its ``Structure`` (plain JSON, which the receiver learns once) a
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,39 @@ def take_apart(value: Any) -> tuple[Structure, list[Tensor]]:
     return Structure(nesting, tuple(Leaf.of(tensor) for tensor in tensors)), tensors
 
 
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors of ``value``, in order.
+
+    Raises:
+        PipelineError: as ``take_apart``.
+    """
+    tensors: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    with_tensors(value, keep)
+    return tensors
+
+
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nesting, with ``change`` of each tensor in its place, called in their order.
+
+    Raises:
+        PipelineError: as ``take_apart``.
+    """
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) in (tuple, list):
+        return type(value)(with_tensors(item, change) for item in value)
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        return {key: with_tensors(item, change) for key, item in value.items()}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise _cannot_flow(value)
+
+
 def _take_apart(value: Any, tensors: list[Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors.append(value)
@@ -97,7 +131,11 @@ def _take_apart(value: Any, tensors: list[Tensor]) -> Any:
         return {"dict": {key: _take_apart(item, tensors) for key, item in value.items()}}
     if value is None or type(value) in (bool, int, float, str):
         return {"value": value}
-    raise PipelineError(
+    raise _cannot_flow(value)
+
+
+def _cannot_flow(value: Any) -> PipelineError:
+    return PipelineError(
         f"a {type(value).__module__}.{type(value).__qualname__} cannot flow through a pipeline; tensors, None, "
         "numbers, strings and booleans can, in tuples, lists and dicts with string keys: convert it first"
     )
