@@ -17,7 +17,7 @@ from counterflow.schedule import as_dict, from_csv, from_text, to_csv, to_json, 
 from counterflow.simulator import write_costs
 from counterflow.timeline import read_chrome
 
-VERBS = ["schedule", "check", "simulate", "compare", "draw", "balance", "demo", "trace"]
+VERBS = ["schedule", "check", "simulate", "compare", "draw", "balance", "replay", "demo", "trace"]
 DUALPIPE = ["dualpipe", "--ranks", "4", "--microbatches", "8"]
 
 # --- running it ---------------------------------------------------------------------------------------------
@@ -321,8 +321,8 @@ def test_what_a_file_holds_cannot_steer_the_terminal(out: Run, refusal: Run, tmp
 
 
 # The example of demo trains for a minute; tests/demo runs a shorter one.
-# Those of balance and trace read files of their own; tests/cli and tests/trace run them.
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("demo", "balance", "trace")])
+# Those of balance, replay and trace read files of their own; tests/cli and tests/trace run them.
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("demo", "balance", "replay", "trace")])
 def test_help_shows_an_example_that_runs(out: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dualpipe.csv").write_text(to_csv(dualpipe(2, 4)))

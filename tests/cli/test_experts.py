@@ -14,7 +14,14 @@ import pytest
 import torch
 
 from counterflow import LoadTracker, Placement, balance, plan_migration, rebalance_experts
-from counterflow.experts import read_placement, write_placement
+from counterflow.experts import (
+    alternatives,
+    balance_scenarios,
+    copies_per_token,
+    read_placement,
+    read_served,
+    write_placement,
+)
 
 Run = Callable[..., str]
 LOADS = np.random.default_rng(0).integers(1, 500, (3, 8))
@@ -176,6 +183,167 @@ def test_a_key_chooses_among_several(out: Run, tmp_path: Path, suffix: str) -> N
     assert data["physical_to_logical"] == balance(LOADS, 12, 4).physical_to_logical.tolist()
 
 
+def folder_of_ranks(path: Path) -> None:
+    path.mkdir()
+    slots = torch.arange(8).repeat(3, 1)
+    for rank, counts in enumerate(WINDOWS):
+        record = {"forward_pass_id": 1, "rank": rank, "global_physical_count": torch.tensor(counts)}
+        torch.save({"records": [record], "last_physical_to_logical_map": slots}, path / f"recorder_1.{rank}_{rank}.pt")
+
+
+def test_what_the_ranks_recorded_is_read_from_their_folder(out: Run, tmp_path: Path) -> None:
+    folder_of_ranks(tmp_path / "ranks")
+    data = json.loads(out(tmp_path / "ranks", *SIZES, "--json"))
+    assert data["physical_to_logical"] == balance(LOADS, 12, 4).physical_to_logical.tolist()
+
+
+# --- several kinds of traffic -------------------------------------------------------------------------------
+
+CODE, CHAT = LOADS, np.random.default_rng(1).integers(1, 500, (3, 8))
+
+
+@pytest.fixture
+def kinds(tmp_path: Path) -> list[Path]:
+    np.savez(tmp_path / "code.npz", loads=np.stack([CODE, CODE]))
+    (tmp_path / "chat.json").write_text(json.dumps(CHAT.tolist()))
+    return [tmp_path / "code.npz", tmp_path / "chat.json"]
+
+
+def test_several_files_get_one_placement_that_suits_each(out: Run, kinds: list[Path]) -> None:
+    data = json.loads(out(*kinds, *SIZES, "--json"))
+    placement = balance_scenarios({"code": CODE, "chat": CHAT}, 12, 4)
+    mixture = CODE / CODE.sum(axis=1, keepdims=True) + CHAT / CHAT.sum(axis=1, keepdims=True)
+    assert data["physical_to_logical"] == placement.physical_to_logical.tolist()
+    assert list(data["scenarios"]) == ["code", "chat"]
+    in_order = Placement([[*range(8), 0, 1, 2, 3]] * 3, 8, 4)
+    for name, loads in (("code", CODE), ("chat", CHAT)):
+        assert data["scenarios"][name]["balancedness"] == placement.balancedness(loads).tolist()
+        assert data["scenarios"][name]["balancedness_before"] == in_order.balancedness(loads).tolist()
+    assert data["balancedness"] == pytest.approx(placement.balancedness(mixture))
+    assert (data["max_load_bound"], data["limited_by"], data["moves"]) == (None, None, None)
+
+
+def test_of_several_files_each_has_a_line_and_so_has_the_mixture(out: Run, kinds: list[Path]) -> None:
+    lines = out(*kinds, *SIZES).splitlines()
+    assert max(map(len, lines)) <= 120
+    head = next(index for index, line in enumerate(lines) if line.startswith("scenario"))
+    rows = [re.split(r"\s{2,}", line) for line in lines[head : head + 4]]
+    assert [row[0] for row in rows] == ["scenario", "code", "chat", "mixture"]
+    even = balance_scenarios({"code": CODE, "chat": CHAT}, 12, 4).balancedness(CHAT)
+    assert (rows[2][3], rows[2][6]) == (f"{even.mean():.4f}", f"{even.min():.4f}")
+
+
+def test_the_placement_for_several_files_is_laid_beside_what_serves(
+    out: Run, kinds: list[Path], tmp_path: Path
+) -> None:
+    current = balance(CODE, 12, 4)
+    write_placement(tmp_path / "current.json", current)
+    data = json.loads(out(*kinds, *SIZES, "--current", tmp_path / "current.json", "--json"))
+    plan = plan_migration(current, balance_scenarios({"code": CODE, "chat": CHAT}, 12, 4))
+    assert data["physical_to_logical"] == plan.new.physical_to_logical.tolist()
+    assert data["moves"] == plan.moves.sum()
+
+
+def test_files_of_one_name_go_by_their_paths(out: Run, refusal: Run, kinds: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "code.npy"
+    np.save(other, CHAT)
+    data = json.loads(out(kinds[0], other, *SIZES, "--json"))
+    assert list(data["scenarios"]) == [str(kinds[0]), str(other)]
+    assert refusal(other, other, *SIZES).startswith(f"{other} is given twice")
+
+
+# --- what crosses nodes -------------------------------------------------------------------------------------
+
+NODES = [*SIZES, "--nodes", "2", "--groups", "4"]
+ROUTES = np.random.default_rng(2).integers(0, 8, (50, 3, 2))
+
+
+def test_spilt_load_leaves_its_node_and_is_told(out: Run, file: Path) -> None:
+    data = json.loads(out(file, *NODES, "--node-spill", "0.2", "--json"))
+    assert data["physical_to_logical"] == balance(LOADS, 12, 4, 2, 4, node_spill=0.2).physical_to_logical.tolist()
+    told = re.search(
+        r"stays on one of the 2 nodes, but for ([\d.]+)% of the load\.", out(file, *NODES, "--node-spill", ".2")
+    )
+    assert told is not None
+    assert 0 < float(told[1]) <= 20
+
+
+@pytest.mark.parametrize("recorded", ["apart", "beside the loads"])
+def test_with_routes_every_way_is_counted(out: Run, file: Path, tmp_path: Path, recorded: str) -> None:
+    if recorded == "apart":
+        np.save(tmp_path / "routes.npy", ROUTES.astype(np.int16))
+        arguments = [file, *NODES, "--routes", tmp_path / "routes.npy"]
+    else:
+        np.savez(tmp_path / "both.npz", loads=LOADS, routes=ROUTES)
+        arguments = [tmp_path / "both.npz", *NODES]
+    data = json.loads(out(*arguments, "--json"))
+    ways = alternatives(LOADS, 12, 4, 2, 4)
+    assert list(data["ways"]) == list(ways)
+    for name, way in ways.items():
+        assert data["ways"][name]["balancedness"] == way.balancedness(LOADS).mean()
+        assert data["ways"][name]["copies_per_token"] == pytest.approx(copies_per_token(ROUTES, way).mean())
+    printed = out(*arguments)
+    assert re.search(r"^spill of 0\.05 +\d\.\d{4} +\d\.\d{4} +\d\.\d{3}$", printed, re.MULTILINE)
+    assert "\nOf 50 tokens, taken to be spread over the GPUs in equal blocks.\n" in printed
+
+
+def test_a_recording_of_tokens_brings_its_routes(out: Run, tmp_path: Path) -> None:
+    record = {
+        "forward_pass_id": 1,
+        "rank": 0,
+        "topk_ids_of_layer": torch.tensor(ROUTES.swapaxes(0, 1)),
+        "global_physical_count": torch.tensor(LOADS),
+    }
+    content = {"records": [record], "last_physical_to_logical_map": torch.arange(8).repeat(3, 1)}
+    torch.save(content, tmp_path / "recorder.pt")
+    data = json.loads(out(tmp_path / "recorder.pt", *NODES, "--json"))
+    ways = alternatives(LOADS, 12, 4, 2, 4)
+    assert data["ways"]["global"]["copies_per_token"] == pytest.approx(copies_per_token(ROUTES, ways["global"]).mean())
+
+
+def test_without_routes_nobody_knows_what_crosses(out: Run, file: Path) -> None:
+    data = json.loads(out(file, *NODES, "--json"))
+    assert {way["copies_per_token"] for way in data["ways"].values()} == {None}
+    printed = out(file, *NODES)
+    assert len(re.findall(r" not known$", printed, re.MULTILINE)) == 4
+    assert "\nNo routes were recorded with these loads; give those of some tokens with --routes.\n" in printed
+
+
+def test_on_one_node_nothing_crosses_and_nothing_is_said(out: Run, file: Path) -> None:
+    assert "ways" not in json.loads(out(file, *SIZES, "--json"))
+    assert "cross" not in out(file, *SIZES)
+
+
+def test_what_comes_of_a_current_placement_is_one_more_way(out: Run, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "current.json"
+    write_placement(path, balance(LOADS[::-1], 12, 4, 2, 4))
+    data = json.loads(out(file, *NODES, "--current", path, "--json"))
+    assert list(data["ways"]) == ["published", "hierarchical", "global", "spill", "this one"]
+    assert data["ways"]["this one"]["balancedness"] == pytest.approx(np.mean(data["balancedness"]))
+
+
+# --- what it writes for others ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["counterflow", "sglang", "vllm"])
+def test_what_is_written_for_a_server_is_taken_as_what_serves(out: Run, file: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "served.json"
+    data = json.loads(out(file, *NODES, "-o", path, "--format", kind, "--json"))
+    assert read_served(path, 4, 2).physical_to_logical.tolist() == data["physical_to_logical"]
+    again = json.loads(out(file, *NODES, "--current", path, "--json"))
+    assert (again["moves"], again["physical_to_logical"]) == (0, data["physical_to_logical"])
+
+
+def test_it_is_told_how_sglang_takes_what_was_written(out: Run, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sglang.json"
+    told = out(file, *SIZES, "-o", path, "--format", "sglang").splitlines()[-2:]
+    assert told == [
+        f"wrote {path}",
+        f"start SGLang with --init-expert-location {path} --ep-num-redundant-experts 4",
+    ]
+
+
 # --- what it refuses ----------------------------------------------------------------------------------------
 
 
@@ -210,7 +378,7 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
     ("empty.npy", text(""), "is empty; give a file with loads"),
     ("empty.npz", text(""), "is empty; give a file with loads"),
     ("empty.json", text(""), "is empty; give a file with loads"),
-    ("loads.csv", text("1,2"), r"ends in '\.csv'; loads are read from \.npy, \.npz and \.json"),
+    ("loads.csv", text("1,2"), r"ends in '\.csv'; loads are read from \.npy, \.npz, \.json and \.safetensors"),
     ("nan.npy", array([[1, np.nan]]), "the load of expert 1 in layer 0 is nan"),
     ("inf.npy", array([[1, np.inf]]), "the load of expert 1 in layer 0 is inf"),
     ("minus.npy", array([[1, -2]]), "the load of expert 1 in layer 0 is -2; a load cannot be negative"),
@@ -248,8 +416,12 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
     ("garbage.pt", text("no tensors"), "cannot be read as tensors"),
     ("empty.pt", text(""), "cannot be read as tensors"),
     ("code.pt", lambda path: torch.save({"logical_count": Path("x")}, path), "cannot be read as tensors"),
-    ("other.pt", lambda path: torch.save({"records": []}, path), 'has no tensor "logical_count"; record with'),
-    ("minus.pt", lambda path: torch.save({"logical_count": torch.tensor([[-1, 2]])}, path), "the load of expert 0 in"),
+    ("other.pt", lambda path: torch.save({"records": []}, path), 'has no "records"; record at least one pass'),
+    (
+        "minus.pt",
+        lambda path: torch.save({"logical_count": torch.tensor([[-1, 2]])}, path),
+        "window 0: the load of expert 0 in",
+    ),
 ]
 
 
@@ -280,11 +452,30 @@ def test_what_holds_no_loads_is_one_sentence_that_names_the_file(
         ("--replicas 12 --gpus 4 --hierarchy rack", "{file}: the hierarchy is 'rack'; it has to be"),
         ("--replicas 12 --gpus 4 --key code", "{file}: a .npy file has no array named 'code'"),
         ("--replicas 12 --gpus 4 -o {file}/p.json", "{file}/p.json cannot be written (File exists)"),
-        ("--replicas 12 --gpus 4 --current {file}x", "{file}x: [Errno 2] No such file"),
+        ("--replicas 12 --gpus 4 --current {file}x", "{file}x cannot be read (No such file or directory)"),
         ("--replicas 12 --gpus 2 --current {wide}", "{wide}: the old placement has 4 GPUs left and the new one 2"),
         ("--replicas 12 --gpus 4 --max-moves 3", "--max-moves 3 needs the placement that serves now; give it with"),
         ("--replicas 12 --gpus 4 --max-moves -1 --current {wide}", "Invalid value for '--max-moves'"),
         ("--replicas 8 --gpus 4 --max-moves 3 --current {wide}", "{wide}: the current placement has 12 slots on 4"),
+        ("--replicas 12 --gpus 4 --current {file}", "{file}: 'utf-8' codec can't decode"),
+        ("--replicas 12 --gpus 4 --node-spill 0.1", "{file}: node_spill is 0.1, but no groups are kept on nodes here"),
+        (
+            "--replicas 12 --gpus 4 --nodes 2 --groups 2 --node-spill 2",
+            "{file}: node_spill is 2.0; it has to be a share",
+        ),
+        ("{wide} --replicas 12 --gpus 4 --node-spill 0.1", "--node-spill 0.1 is for one file, and 2 were given"),
+        (
+            "{wide} --replicas 12 --gpus 4 --max-moves 3",
+            "--max-moves 3 is for one file, and 2 were given; leave it out",
+        ),
+        ("--replicas 12 --gpus 4 --format sglang", "--format sglang says how to write the placement; give the file"),
+        (
+            "--replicas 12 --gpus 4 --format yaml -o {file}.p",
+            "the format is 'yaml'; it has to be one of counterflow, sgl",
+        ),
+        ("--replicas 12 --gpus 4 --routes {file}", "--routes {file} says what crosses nodes, and there is one; give"),
+        ("--replicas 12 --gpus 4 --nodes 2 --routes {wide}", "{wide} holds no routes; give a .npy, or a .npz"),
+        ("--replicas 12 --gpus 4 --nodes 2 --routes {file}", "{file}: the routes: experts go from 0 to 7, and"),
         ("--replicas many --gpus 4", "Invalid value for '--replicas'"),
         ("--gpus 4", "Missing option '--replicas'"),
     ],

@@ -17,6 +17,7 @@ from counterflow.cli.demo import demo
 from counterflow.cli.draw import draw
 from counterflow.cli.experts import balance
 from counterflow.cli.output import printable
+from counterflow.cli.replay import replay
 from counterflow.errors import CounterflowError, LaunchError
 
 # Without markup, help is the same in a pipe as on a terminal, and needs no import of rich.
@@ -27,6 +28,7 @@ app.command()(schedules.simulate)
 app.command()(compare)
 app.command()(draw)
 app.command()(balance)
+app.command()(replay)
 app.command()(demo)
 app.add_typer(trace.app, name="trace")
 

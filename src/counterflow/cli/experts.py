@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from counterflow.cli.balanced import Balanced
+from counterflow.cli.loads import load_routes, load_scenarios
 from counterflow.cli.options import Json
-from counterflow.cli.output import about, counted, print_json, print_table, printable, writing
+from counterflow.cli.output import about, print_json, printable, writing
 from counterflow.errors import PlacementError
 
 if TYPE_CHECKING:
-    from counterflow.experts import MigrationPlan, Placement
-    from counterflow.experts.loads import Floats
-
-_WORST = 5
+    from counterflow.experts import Placement
+    from counterflow.experts.loads import Floats, Ints
 
 
 def balance(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Recorded loads: .npy, .npz, .json, or SGLang's .pt.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE",
+            help="Recorded loads: .npy, .npz, .json, .safetensors, SGLang's .pt; one file for each kind of traffic.",
+        ),
+    ],
     replicas: Annotated[int, typer.Option("--replicas", help="Physical experts of a layer, on all GPUs together.")],
     gpus: Annotated[int, typer.Option("--gpus", help="Number of GPUs.")],
     nodes: Annotated[int, typer.Option("--nodes", help="Number of nodes.")] = 1,
@@ -28,7 +34,16 @@ def balance(
     hierarchy: Annotated[
         str, typer.Option("--hierarchy", help="Keep each group on one node: auto, node or none.")
     ] = "auto",
-    key: Annotated[str | None, typer.Option("--key", help="Which array of an .npz, or value of a .json.")] = None,
+    node_spill: Annotated[
+        float, typer.Option("--node-spill", help="Up to so much of the load, as a share, may leave its group's node.")
+    ] = 0.0,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Which array of an .npz or .safetensors, or value of a .json.")
+    ] = None,
+    routes: Annotated[
+        Path | None,
+        typer.Option("--routes", help="Recorded routes, [tokens, layers, k]  [default: those recorded with FILE]"),
+    ] = None,
     current: Annotated[
         Path | None, typer.Option("--current", help="The placement that serves now: as much as can be stays put.")
     ] = None,
@@ -36,74 +51,112 @@ def balance(
         int | None, typer.Option("--max-moves", min=0, help="At most so many experts come to GPUs that lack them.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the placement, as JSON.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--format", help="Of what is written: counterflow, sglang or vllm  [default: counterflow]"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Place the experts of every layer so that all GPUs have as much to do as each other.
 
     FILE holds what each expert had to do, [layers, experts], or [windows, layers, experts], which are added up. JSON
-    may be nested lists, or as vLLM, SGLang or ADRS write it. Beside the result stand the experts in their own order
-    (or the placement that serves now) and the published algorithm.
+    may be nested lists, or as vLLM, SGLang or ADRS write it. A folder holds what the ranks of SGLang or TensorRT-LLM
+    recorded. Beside the result stand the experts in their own order (or the placement that serves now) and the
+    published algorithm.
+
+    Several files are several kinds of traffic: one placement is made that suits each of them.
 
     With --current as little moves as makes every layer as even as the published algorithm would, or what --max-moves
-    allows. Where GPUs or replicas are more or fewer than there, the best placement is laid beside it.
+    allows. Where GPUs or replicas are more or fewer than there, or there are several files, the best placement is
+    laid beside it.
+
+    On several nodes the ways to place the experts are compared by how many copies of each token cross nodes, where
+    routes were recorded.
 
     \b
     Example:
       counterflow balance loads.npz --replicas 288 --gpus 32 --nodes 4 --groups 8 -o placement.json
     """
-    import numpy as np
-
     from counterflow import experts
 
-    load = _read(file, key)
-    if max_moves is not None and current is None:
-        raise PlacementError(f"--max-moves {max_moves} needs the placement that serves now; give it with --current")
-    with about(file):
-        placement = experts.balance(load, replicas, gpus, nodes, groups, hierarchy)
-        sizes = (groups, nodes) if placement.hierarchy == "node" else (1, 1)
-        slots, _, _ = experts.rebalance_experts(load, replicas, *sizes, gpus)
-    published = experts.Placement(slots.astype(np.int64), placement.num_experts, gpus, nodes)
-    before, plan = _in_order(placement), None
+    _refuse_options(len(files), nodes, node_spill, routes, max_moves, current, output, kind)
+    loads = load_scenarios(files, key)
+    chosen = load_routes(routes, files) if nodes > 1 else None
+    sizes = (replicas, gpus, nodes, groups)
+    if len(loads) > 1:
+        placement = experts.balance_scenarios(loads, *sizes, hierarchy)
+        load = _mixture(loads)
+    else:
+        (load,) = loads.values()
+        with about(files[0]):
+            placement = experts.balance(load, *sizes, hierarchy, node_spill)
+    scenarios = loads if len(loads) > 1 else {}
+    found = Balanced(load, _in_order(placement), _published(load, placement, groups), placement, None, scenarios)
     if current is not None:
-        before = experts.read_placement(current)
+        before = experts.read_served(current, gpus, nodes)
         with about(current):  # what is wrong with the loads and sizes themselves was said above, about their file
-            if max_moves is not None or (before.num_slots, before.num_gpus) == (replicas, gpus):
-                placement = experts.balance(
-                    load, replicas, gpus, nodes, groups, hierarchy, current=before, max_moves=max_moves
-                )
+            if len(loads) == 1 and (max_moves is not None or (before.num_slots, before.num_gpus) == (replicas, gpus)):
+                placement = experts.balance(load, *sizes, hierarchy, node_spill, before, max_moves)
             plan = experts.plan_migration(before, placement)
-            placement = plan.new
+        found = replace(found, before=before, placement=plan.new, plan=plan)
+    if nodes > 1:
+        with about(routes or files[0]):
+            found = _compared(found, chosen, groups, node_spill or experts.SPILL)
     if output is not None:
         with writing(output):
-            experts.write_placement(output, placement)
+            experts.write_served(output, found.placement, kind or "counterflow")
     if as_json:
-        print_json(_as_dict(load, before, published, placement, plan, output))
+        print_json(found.as_dict(output))
         return
-    _print_layers(load, "in order" if plan is None else "current", before, published, placement)
-    _print_summary(load, placement, groups, plan)
+    found.print_tables(groups)
     if output is not None:
-        print(f"wrote {printable(str(output))}")
+        _print_written(output, found.placement, kind)
 
 
-def _read(file: Path, key: str | None) -> Floats:
-    """The loads in ``file`` [layers, experts], all its windows together."""
-    from counterflow.experts import read_loads
-    from counterflow.experts.recordings import as_windows
+def _refuse_options(
+    num_files: int,
+    nodes: int,
+    node_spill: float,
+    routes: Path | None,
+    max_moves: int | None,
+    current: Path | None,
+    output: Path | None,
+    kind: str | None,
+) -> None:
+    if num_files > 1 and (node_spill or max_moves is not None):
+        option = f"--node-spill {node_spill:g}" if node_spill else f"--max-moves {max_moves}"
+        raise PlacementError(f"{option} is for one file, and {num_files} were given; leave it out, or give one")
+    if max_moves is not None and current is None:
+        raise PlacementError(f"--max-moves {max_moves} needs the placement that serves now; give it with --current")
+    if kind is not None and output is None:
+        raise PlacementError(f"--format {kind} says how to write the placement; give the file with -o")
+    if routes is not None and nodes == 1:
+        raise PlacementError(
+            f"--routes {routes} says what crosses nodes, and there is one; give --nodes, or leave it out"
+        )
 
-    if file.suffix == ".pt":
-        from counterflow.runtime.recorder import read_recorder
 
-        if key is not None:
-            raise PlacementError(f"--key {key} chooses from an .npz or a .json, and {file} is neither; leave it out")
-        counts = read_recorder(file)
-        with about(file):
-            windows = as_windows(counts)
-    else:
-        windows = read_loads(file, key)
-    if windows.shape[2] == 1:
-        raise PlacementError(f"{file}: each layer has one expert, so there is nothing to balance; give at least two")
-    total: Floats = windows.sum(axis=0)
-    return total
+def _compared(found: Balanced, routes: Ints | None, groups: int, node_spill: float) -> Balanced:
+    """The same with the ways to place its loads, and what crosses nodes in each of them where that is known."""
+    from counterflow import experts
+
+    like = found.placement
+    ways = experts.alternatives(found.load, like.num_slots, like.num_gpus, like.num_nodes, groups, node_spill)
+    if found.scenarios or found.plan is not None:  # else it is one of them
+        ways["this one"] = like
+    if routes is None:
+        return replace(found, ways=ways, node_spill=node_spill)
+    copies = {name: experts.copies_per_token(routes, way) for name, way in ways.items()}
+    return replace(found, ways=ways, node_spill=node_spill, copies=copies, num_tokens=len(routes))
+
+
+def _mixture(loads: dict[str, Floats]) -> Floats:
+    """All scenarios together, each as a share of its own layers' load."""
+    import numpy as np
+
+    totals = (load.sum(axis=1, keepdims=True) for load in loads.values())
+    shares = [load / np.where(total > 0, total, 1.0) for load, total in zip(loads.values(), totals, strict=True)]
+    return np.asarray(np.sum(shares, axis=0))
 
 
 def _in_order(like: Placement) -> Placement:
@@ -116,80 +169,21 @@ def _in_order(like: Placement) -> Placement:
     return Placement(slots, like.num_experts, like.num_gpus, like.num_nodes)
 
 
-def _as_dict(
-    load: Floats,
-    before: Placement,
-    published: Placement,
-    placement: Placement,
-    plan: MigrationPlan | None,
-    output: Path | None,
-) -> dict[str, object]:
-    certificate = placement.certificate
-    assert certificate is not None
-    return {
-        "num_gpus": placement.num_gpus,
-        "num_nodes": placement.num_nodes,
-        "hierarchy": placement.hierarchy,
-        "physical_to_logical": placement.physical_to_logical.tolist(),
-        "logical_count": placement.logical_count.tolist(),
-        "balancedness": placement.balancedness(load).tolist(),
-        "balancedness_before": before.balancedness(load).tolist(),
-        "balancedness_published": published.balancedness(load).tolist(),
-        "max_load": certificate.max_load.tolist(),
-        "max_load_bound": certificate.max_load_bound.tolist(),
-        "limited_by": list(certificate.limited_by),
-        "co_located": [list(slot) for slot in certificate.co_located],
-        "moves": None if plan is None else int(plan.moves.sum()),
-        "placement": None if output is None else str(output),
-    }
+def _published(load: Floats, like: Placement, groups: int) -> Placement:
+    """The published algorithm's, with groups on nodes where ``like`` has them there."""
+    import numpy as np
+
+    from counterflow import experts
+
+    sizes = (groups, like.num_nodes) if like.hierarchy == "node" else (1, 1)
+    slots, _, _ = experts.rebalance_experts(load, like.num_slots, *sizes, like.num_gpus)
+    return experts.Placement(slots.astype(np.int64), like.num_experts, like.num_gpus, like.num_nodes)
 
 
-# --- for people ---------------------------------------------------------------------------------------------
-
-
-def _print_layers(load: Floats, name: str, before: Placement, published: Placement, placement: Placement) -> None:
-    certificate = placement.certificate
-    assert certificate is not None
-    even = [each.balancedness(load) for each in (before, published, placement)]
-    rows = [
-        [
-            str(layer),
-            *(f"{column[layer]:.4f}" for column in even),
-            f"{certificate.max_load[layer]:.6g}",
-            f"{certificate.max_load_bound[layer]:.6g}",
-            f"{certificate.gap[layer]:.2%}",
-            certificate.limited_by[layer],
-        ]
-        for layer in range(placement.num_layers)
-    ]
-    rest = ["", "", f"{certificate.gap.mean():.2%}", ""]
-    rows.append(["mean", *(f"{column.mean():.4f}" for column in even), *rest])
-    rows.append(["worst", *(f"{column.min():.4f}" for column in even), "", "", f"{certificate.gap.max():.2%}", ""])
-    print("Balancedness of every layer, mean GPU load over largest, and the largest load beside its bound:\n")
-    print_table(["layer", name, "published", "balanced", "largest", "bound", "gap", "limited by"], rows)
-
-
-def _print_summary(load: Floats, placement: Placement, groups: int, plan: MigrationPlan | None) -> None:
-    certificate = placement.certificate
-    assert certificate is not None
-    even = placement.balancedness(load)
-    worst = sorted(range(placement.num_layers), key=lambda layer: (even[layer], layer))[:_WORST]
-    told = (f"{layer} ({even[layer]:.4f}, {_why(certificate.limited_by[layer])})" for layer in worst)
-    print(f"\nThe worst layers: {', '.join(told)}.")
-    limits = Counter(certificate.limited_by).most_common()
-    told = (f"{_why(limit)} in {counted(layers, 'layer')}" for limit, layers in limits)
-    print(f"What limits the layers: {', '.join(told)}.")
-    if placement.hierarchy == "node":
-        print(f"Each of the {groups} groups stays on one of the {placement.num_nodes} nodes.")
-    if certificate.co_located:
-        some = ", ".join(f"slot {slot} of layer {layer}" for layer, slot in certificate.co_located[:_WORST])
-        more = len(certificate.co_located) - _WORST
-        print(f"Beside a copy on its own GPU lies {some}{f', and {more} more' if more > 0 else ''}.")
-    if plan is not None:
-        slots = placement.num_layers * placement.num_slots
-        moves = int(plan.moves.sum())
-        print(f"Moves: {moves} experts come to GPUs that did not hold them, into {moves / slots:.1%} of {slots} slots.")
-
-
-def _why(limit: str) -> str:
-    return {"hot expert": "one hot expert", "node groups": "the node groups", "slots": "the slots"}.get(limit, limit)
+def _print_written(output: Path, placement: Placement, kind: str | None) -> None:
+    print(f"wrote {printable(str(output))}")
+    if kind == "sglang":
+        redundant = placement.num_slots - placement.num_experts
+        print(
+            f"start SGLang with --init-expert-location {printable(str(output))} --ep-num-redundant-experts {redundant}"
+        )

@@ -6,25 +6,46 @@ from counterflow.experts.loads import as_loads
 from counterflow.experts.migration import Fetch, MigrationPlan, Swap, plan_migration
 from counterflow.experts.placement import Placement, read_placement, write_placement
 from counterflow.experts.published import rebalance_experts
-from counterflow.experts.recordings import read_loads
+from counterflow.experts.recordings import read_loads, read_routes
+from counterflow.experts.redundancy import Redundancy, sweep_replicas, worthwhile
+from counterflow.experts.replay import POLICIES, STALL_ASSUMES, Rebalance, Replay, ReplaySettings, replay, starting
 from counterflow.experts.routes import node_copies
 from counterflow.experts.scenarios import balance_scenarios
+from counterflow.experts.serving import read_served, write_served
 from counterflow.experts.tracker import LoadTracker
+from counterflow.experts.traffic import SPILL, alternatives, copies_per_token, route_loads
 
 __all__ = [
+    "POLICIES",
+    "SPILL",
+    "STALL_ASSUMES",
     "Certificate",
     "Fetch",
     "LoadTracker",
     "MigrationPlan",
     "Placement",
+    "Rebalance",
+    "Redundancy",
+    "Replay",
+    "ReplaySettings",
     "Swap",
+    "alternatives",
     "as_loads",
     "balance",
     "balance_scenarios",
+    "copies_per_token",
     "node_copies",
     "plan_migration",
     "read_loads",
     "read_placement",
+    "read_routes",
+    "read_served",
     "rebalance_experts",
+    "replay",
+    "route_loads",
+    "starting",
+    "sweep_replicas",
+    "worthwhile",
     "write_placement",
+    "write_served",
 ]

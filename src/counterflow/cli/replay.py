@@ -1,0 +1,284 @@
+"""The verb replay: what each policy of rebalancing would have been worth on recorded steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from textwrap import wrap
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from counterflow.cli.options import Json
+from counterflow.cli.output import about, counted, print_json, print_table, printable
+from counterflow.cli.pictures import draw_heatmap, plot_time
+from counterflow.cli.recording import Recording, read_windows, replaying, settings_of
+from counterflow.cli.redundancy import report_sweep
+from counterflow.errors import PlacementError
+
+if TYPE_CHECKING:
+    from counterflow.experts import Replay
+
+
+class Policy(StrEnum):
+    """When to place the experts anew, and how."""
+
+    NONE = "none"
+    PUBLISHED = "published"
+    BALANCE = "balance"
+    CURRENT = "current"
+    HINDSIGHT = "hindsight"
+    ORACLE = "oracle"
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Recorded loads, [steps, layers, experts].")],
+    gpus: Annotated[int, typer.Option("--gpus", help="Number of GPUs.")],
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", help="Physical experts of a layer, on all GPUs together.")
+    ] = None,
+    nodes: Annotated[int, typer.Option("--nodes", help="Number of nodes.")] = 1,
+    groups: Annotated[int, typer.Option("--groups", help="Groups of experts that the router selects together.")] = 1,
+    key: Annotated[str | None, typer.Option("--key", help="Which array of an .npz, or value of a .json.")] = None,
+    policy: Annotated[
+        list[Policy] | None, typer.Option("--policy", help="A policy to compare; may be given again  [default: all]")
+    ] = None,
+    window_size: Annotated[
+        int | None,
+        typer.Option("--window-size", help="Steps that a placement is made for  [default: the interval, at most 1000]"),
+    ] = None,
+    step_interval: Annotated[
+        int | None,
+        typer.Option("--step-interval", help="Steps between rebalances  [default: an eighth of them, at most 3000]"),
+    ] = None,
+    decay: Annotated[
+        float | None, typer.Option("--decay", help="Instead of a window, weigh each step so much less than the next.")
+    ] = None,
+    max_moves: Annotated[
+        int | None, typer.Option("--max-moves", min=0, help="What a rebalance of policy current may move at most.")
+    ] = None,
+    skip_above: Annotated[
+        float, typer.Option("--skip-above", help="No rebalance while the placement is at least so balanced.")
+    ] = 1.0,
+    expert_bytes: Annotated[
+        float | None, typer.Option("--expert-bytes", help="Weights of one expert in one layer, for bytes and stalls.")
+    ] = None,
+    gb_per_s: Annotated[float | None, typer.Option("--gb-per-s", help="What one GPU receives, for the stalls.")] = None,
+    sweep_replicas: Annotated[
+        int | None,
+        typer.Option("--sweep-replicas", help="Try every number of replicas up to this one: how many pay?"),
+    ] = None,
+    slot_cost: Annotated[
+        float,
+        typer.Option(
+            "--slot-cost",
+            min=0.0,
+            max=0.99,
+            help="Share of the throughput that one slot's memory, on every GPU, costs.",
+        ),
+    ] = 0.01,
+    heatmap: Annotated[
+        Path | None, typer.Option("--heatmap", help="Draw the load of GPU x layer before and after: .svg or .png.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Plot the balancedness over time, or over replicas: .svg or .png.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Serve recorded steps again, and see what each policy of rebalancing would have been worth.
+
+    \b
+    none       the placement that a server starts with, kept
+    published  the published algorithm at every interval, its GPUs as they come
+    balance    ours at every interval, its GPUs exchanged for the fewest moves
+    current    ours from the placement that serves, with few moves
+    hindsight  as balance, but for the very steps that it is going to serve
+    oracle     ours for every single step, and moves for nothing
+
+    The last two know the future, and are there to show what a better prediction could gain. No other policy knows a
+    step before it is served. With --sweep-replicas one policy is tried with more and more redundant experts.
+
+    \b
+    Example:
+      counterflow replay loads.npz --gpus 16 --replicas 80 --step-interval 8 --heatmap loads.svg
+      counterflow replay loads.npz --gpus 16 --replicas 80 --expert-bytes 17e6 --gb-per-s 50
+      counterflow replay loads.npz --gpus 16 --sweep-replicas 128
+    """
+    _refuse_options(replicas, sweep_replicas, policy, heatmap, plot, expert_bytes, gb_per_s)
+    windows = read_windows(file, key)
+    settings = settings_of(file, len(windows), window_size, step_interval, decay, max_moves, skip_above)
+    bytes_per_s = None if gb_per_s is None else gb_per_s * 1e9
+    recording = Recording(file, windows, gpus, nodes, groups, settings, expert_bytes, bytes_per_s)
+    if replicas is None:
+        assert sweep_replicas is not None
+        chosen = (policy or [Policy.BALANCE])[0].value
+        report_sweep(recording, chosen, sweep_replicas, slot_cost, plot, as_json)
+        return
+    served = _served(recording, replicas, policy or list(Policy))
+    title = f"{recording.title}, {counted(replicas, 'replica')}"
+    if heatmap is not None:
+        draw_heatmap(heatmap, title, served[0], _after(served))
+    if plot is not None:
+        plot_time(plot, title, served)
+    if as_json:
+        print_json(_as_dict(recording, replicas, served, heatmap, plot))
+        return
+    _print(recording, replicas, served)
+    for path in (heatmap, plot):
+        if path is not None:
+            print(f"wrote {printable(str(path))}")
+
+
+def _refuse_options(
+    replicas: int | None,
+    sweep_replicas: int | None,
+    policy: list[Policy] | None,
+    heatmap: Path | None,
+    plot: Path | None,
+    expert_bytes: float | None,
+    gb_per_s: float | None,
+) -> None:
+    if (replicas is None) == (sweep_replicas is None):
+        raise PlacementError("replay needs either --replicas or --sweep-replicas; give one of them")
+    if sweep_replicas is not None and (heatmap is not None or gb_per_s is not None or len(policy or ()) > 1):
+        raise PlacementError(
+            "a sweep over replicas is of one --policy, and has no --heatmap and no --gb-per-s; leave the others out"
+        )
+    for path in (heatmap, plot):
+        if path is not None and path.suffix not in (".svg", ".png"):
+            raise PlacementError(f"{path} ends in {path.suffix!r}; a picture is drawn as .svg or .png")
+    if gb_per_s is not None and expert_bytes is None:
+        raise PlacementError(f"--gb-per-s {gb_per_s:g} needs to know how much moves; give --expert-bytes as well")
+    for name, value in (("--expert-bytes", expert_bytes), ("--gb-per-s", gb_per_s)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise PlacementError(f"{name} is {value:g}; it has to be a finite number above 0")
+
+
+def _served(recording: Recording, replicas: int, policies: Sequence[Policy]) -> list[Replay]:
+    """The start kept, and beside it what was asked for."""
+    from counterflow.experts import replay as serve
+
+    _compile()
+    names = list(dict.fromkeys([Policy.NONE.value, *(policy.value for policy in policies)]))
+    sizes = replicas, recording.num_gpus, recording.num_nodes, recording.num_groups
+    with about(recording.file), replaying(len(names)) as part:
+        return [
+            serve(recording.windows, name, *sizes, recording.settings, part(index)) for index, name in enumerate(names)
+        ]
+
+
+@cache
+def _compile() -> None:
+    """Have most loops that decide compiled, on a problem that is large enough: a server does that once, too."""
+    import numpy as np
+
+    from counterflow.experts import balance
+
+    balance(np.random.default_rng(0).lognormal(0, 1, (100, 512)), 544, 32)
+
+
+def _after(served: Sequence[Replay]) -> Replay:
+    """The last one that does not know the future, if any was asked for."""
+    from counterflow.experts.replay import FORESEEING
+
+    return ([each for each in served[1:] if each.policy not in FORESEEING] or served)[-1]
+
+
+# --- plain data ---------------------------------------------------------------------------------------------
+
+
+def _as_dict(
+    recording: Recording, replicas: int, served: Sequence[Replay], heatmap: Path | None, plot: Path | None
+) -> dict[str, object]:
+    from counterflow.experts import STALL_ASSUMES
+
+    return {
+        **recording.as_dict(),
+        "num_replicas": replicas,
+        "num_redundant_experts": replicas - recording.windows.shape[2],
+        "policies": [_policy_as_dict(each, recording) for each in served],
+        "stall_assumes": None if recording.bytes_per_s is None else STALL_ASSUMES,
+        "heatmap": None if heatmap is None else str(heatmap),
+        "plot": None if plot is None else str(plot),
+    }
+
+
+def _policy_as_dict(served: Replay, recording: Recording) -> dict[str, object]:
+    over_time, layers = served.balancedness.mean(axis=1), served.balancedness.mean(axis=0)
+    return {
+        "policy": served.policy,
+        "balancedness_mean": float(over_time.mean()),
+        "balancedness_worst_step": float(over_time.min()),
+        "worst_step": int(over_time.argmin()),
+        "balancedness_worst_layer": float(layers.min()),
+        "worst_layer": int(layers.argmin()),
+        "balancedness": over_time.tolist(),
+        "balancedness_of_layers": layers.tolist(),
+        "slowdown": served.slowdown,
+        "rebalances": [
+            {"step": each.step, "layers": each.layers, "moves": each.moves, "policy_s": each.policy_s}
+            for each in served.due
+        ],
+        "skipped": len(served.due) - len(served.rebalances),
+        "moves": served.moves,
+        "share_moved": served.share,
+        "bytes_moved": _bytes(served, recording),
+        "stall_s": _stall_s(served, recording),
+        "policy_s": served.policy_s,
+    }
+
+
+def _bytes(served: Replay, recording: Recording) -> float | None:
+    return None if recording.expert_bytes is None else served.moves * recording.expert_bytes
+
+
+def _stall_s(served: Replay, recording: Recording) -> float | None:
+    expert_bytes, bytes_per_s = recording.expert_bytes, recording.bytes_per_s
+    return None if expert_bytes is None or bytes_per_s is None else served.stall_s(expert_bytes, bytes_per_s)
+
+
+# --- for people ---------------------------------------------------------------------------------------------
+
+
+def _print(recording: Recording, replicas: int, served: Sequence[Replay]) -> None:
+    from counterflow.experts import STALL_ASSUMES
+
+    (steps, layers, experts), settings = recording.windows.shape, recording.settings
+    print(
+        f"{counted(steps, 'step')} of {counted(layers, 'layer')} and {experts} experts; {counted(replicas, 'replica')} "
+        f"on {counted(recording.num_gpus, 'GPU')}, {counted(replicas - experts, 'redundant expert')}."
+    )
+    past = f"the last {settings.window_size}" if settings.decay is None else f"all so far, decay {settings.decay}"
+    print(f"A rebalance is due every {counted(settings.step_interval, 'step')}, for the loads of {past}.\n")
+    rows = [_row(each, served[0], recording) for each in served]
+    shown = [index for index in range(len(_HEADINGS)) if any(row[index] for row in rows)]
+    print_table([_HEADINGS[index] for index in shown], [[row[index] or "-" for index in shown] for row in rows])
+    print("\n× even: the time of the experts over that of even GPUs, if a layer takes as long as its fullest GPU.")
+    print("Faster: than the first line. Of slots: those that newly receive an expert in the mean rebalance.")
+    print("CPU ms: of deciding, the median. The policies: counterflow replay --help.")
+    if recording.bytes_per_s is not None:
+        print("\n".join(wrap(f"Stall: of all rebalances together, where {STALL_ASSUMES}.", 110)))
+
+
+_HEADINGS = (
+    *("policy", "balancedness", "worst step", "worst layer", "× even", "faster", "rebalances", "skipped"),
+    *("moves", "of slots", "GB moved", "stall ms", "CPU ms"),
+)
+
+
+def _row(served: Replay, start: Replay, recording: Recording) -> list[str]:
+    """A cell for each heading, empty where there is nothing to tell."""
+    over_time, layers = served.balancedness.mean(axis=1), served.balancedness.mean(axis=0)
+    even = [f"{value:.4f}" for value in (over_time.mean(), over_time.min(), layers.min())]
+    faster = "" if served is start else f"{start.slowdown / served.slowdown - 1:.1%}"
+    row = [served.policy, *even, f"{served.slowdown:.3f}", faster]
+    if not served.due:
+        return [*row, *[""] * (len(_HEADINGS) - len(row))]
+    skipped = len(served.due) - len(served.rebalances)
+    changed, moved, stall_s = len(served.rebalances), _bytes(served, recording), _stall_s(served, recording)
+    row += [str(changed), str(skipped) if skipped else "", str(served.moves), f"{served.share:.1%}"]
+    row += ["" if moved is None else f"{moved / 1e9:.3g}", "" if stall_s is None else f"{stall_s * 1e3:.4g}"]
+    return [*row, f"{served.policy_s * 1e3:.3g}"]
