@@ -4,7 +4,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 # Every benchmark that runs on its own, with no peer to install.
-BENCHMARKS := benchmarks/sleeping_stages.py benchmarks/simulator_speed.py benchmarks/balance.py benchmarks/replay.py benchmarks/traffic.py
+BENCHMARKS := benchmarks/sleeping_stages.py benchmarks/simulator_speed.py benchmarks/balance.py benchmarks/replay.py benchmarks/traffic.py \
+	benchmarks/trace_pipeline.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format bench clean

@@ -1,5 +1,7 @@
 """Blocks for tests: a router that sends every row to some of the ranks' experts, and exchanges that play tricks."""
 
+import random
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from counterflow.runtime import Context, Exchange, OverlapBlock, Rows
 from counterflow.runtime.blocks import Carry
 from counterflow.runtime.exchange import Arrival
+from counterflow.schedule.chunk_plans import ChunkPlan
 
 FEATURES = 8
 COPIES = 2
@@ -102,6 +105,20 @@ def stage_of_blocks(stage: int, exchange: Exchange | None = None) -> nn.Sequenti
     plain = [nn.Linear(FEATURES, FEATURES).double(), nn.Tanh(), nn.LayerNorm(FEATURES).double()]
     first, second = SharedBlock(10 * stage, exchange), Block(10 * stage + 5, exchange)
     return nn.Sequential(plain[0], first, plain[1], nn.Sequential(second, plain[2]))
+
+
+# --- orders ---------------------------------------------------------------------------------------------------
+
+
+def any_legal_order(plan: ChunkPlan, rng: random.Random) -> ChunkPlan:
+    """Every step at a random place behind those that it needs."""
+    open_: list[tuple[int, int]] = list(plan.order)
+    issued: list[tuple[int, int]] = []
+    while open_:
+        free = [(p, s) for p, s in open_ if all((p, need) in issued for need in plan.programs[p][s].needs)]
+        issued.append(rng.choice(free))
+        open_.remove(issued[-1])
+    return ChunkPlan(plan.programs, tuple(issued))
 
 
 # --- exchanges ----------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The chunk engine: whatever legal order its steps come in, results and gradients are those of plain autograd."""
 
+import gc
 import random
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -18,14 +20,13 @@ from counterflow.schedule.chunk_plans import (
     DECODE,
     PREFILL,
     TRAINING,
-    ChunkPlan,
     backward_steps,
     forward_steps,
     lay_out,
     one_after_the_other,
 )
 from runtime.cases import assert_bitwise, expected_gradients, gradients_by_rank, ordinary_case
-from runtime.chunks import FEATURES, KINDS, LateExchange, SharedBlock, stage_of_blocks
+from runtime.chunks import FEATURES, KINDS, LateExchange, SharedBlock, any_legal_order, stage_of_blocks
 from strategies import legal_sizes
 
 kinds = st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=3)
@@ -49,17 +50,6 @@ def gradients(module: nn.Module) -> list[Tensor | None]:
 
 def same(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> bool:
     return all((a is None and b is None) or torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def any_legal_order(plan: ChunkPlan, rng: random.Random) -> ChunkPlan:
-    """Every step at a random place behind those that it needs."""
-    open_: list[tuple[int, int]] = list(plan.order)
-    issued: list[tuple[int, int]] = []
-    while open_:
-        free = [(p, s) for p, s in open_ if all((p, need) in issued for need in plan.programs[p][s].needs)]
-        issued.append(rng.choice(free))
-        open_.remove(issued[-1])
-    return ChunkPlan(plan.programs, tuple(issued))
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -150,6 +140,30 @@ def test_weights_left_for_later_come_with_backward_weight() -> None:
     backward.backward_weight()
     assert same(gradients(module), wanted)
     assert {id(p) for p in matrices} <= backward.deferred
+
+
+def test_programs_are_gone_with_their_last_reference() -> None:
+    module = chain(["SharedBlock", "HalvedBlock", "CheckpointedBlock"])
+    split = SPLITS["linear"]
+    gc.collect()
+    gc.disable()
+    try:
+        forward = ForwardProgram(Chunk.of(module), leaf(1), lambda: split(module))
+        run(one_after_the_other(forward.steps), forward)
+        backward = BackwardProgram(forward, [torch.ones_like(forward.output)])
+        run(one_after_the_other(backward.steps), backward)
+        dropped = ForwardProgram(Chunk.of(module), leaf(1), lambda: split(module))
+        run(one_after_the_other(dropped.steps), dropped)
+        halved = ForwardProgram(Chunk.of(module), leaf(1), lambda: split(module))
+        run(one_after_the_other(halved.steps), halved)
+        left = BackwardProgram(halved, [torch.ones_like(halved.output)], weights=False)
+        rows = [weakref.ref(dropped.received[0]), weakref.ref(halved.received[0])]
+        run(one_after_the_other(left.steps), left)
+        remaining = rows + [weakref.ref(program) for program in (forward, backward, dropped, halved, left)]
+        del forward, backward, dropped, halved, left
+        assert [ref() for ref in remaining] == [None] * 7
+    finally:
+        gc.enable()
 
 
 def test_a_block_called_as_a_module_runs_its_parts_in_order() -> None:

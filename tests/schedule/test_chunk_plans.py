@@ -16,6 +16,7 @@ from counterflow.schedule.chunk_plans import (
     Program,
     backward_steps,
     forward_steps,
+    in_a_row,
     lay_out,
     one_after_the_other,
 )
@@ -80,6 +81,26 @@ def test_every_transfer_of_training_but_the_ends_has_compute_of_the_other_to_hid
         # The first pieces of a program have no other half yet, the last ones none any more.
         inner = {whose for whose, _ in plan.order[:place]} == {whose for whose, _ in plan.order[reader:]} == {0, 1}
         assert not inner or any(whose != program for whose, _ in plan.order[place:reader])
+
+
+@given(chunks=st.lists(st.tuples(blocks, blocks), min_size=1, max_size=3), pattern=st.sampled_from([TRAINING, PREFILL]))
+def test_plans_in_a_row_leave_no_break_between_them(chunks: list[tuple[list[bool], list[bool]]], pattern: str) -> None:
+    plans = [lay_out(pattern, *pair(pattern, *chunk)) for chunk in chunks]
+    whole = in_a_row(*plans)
+    assert len(whole.order) == sum(len(plan.order) for plan in plans)
+    for number in range(len(plans)):
+        own = [(p - 2 * number, s) for p, s in whole.order if p // 2 == number]
+        assert own == list(plans[number].order)
+    last_transfers = [
+        whole.order.index((2 * n + p, s)) for n, plan in enumerate(plans) for p, s in [last_transfer(plan)]
+    ]
+    for number, sent in enumerate(last_transfers[:-1]):
+        program, _ = whole.order[sent + 1]
+        assert program // 2 == number + 1
+
+
+def last_transfer(plan: ChunkPlan) -> tuple[int, int]:
+    return [(p, s) for p, s in plan.order if plan.programs[p][s].lane == COMMUNICATION][-1]
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

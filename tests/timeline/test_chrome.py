@@ -1,7 +1,10 @@
-"""Chrome traces: out and in without loss, and only in what we wrote."""
+"""Chrome traces: out and in without loss, every slice where viewers show it, and only in what we wrote."""
 
 import json
 import tempfile
+from collections import defaultdict
+from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -68,7 +71,7 @@ def test_ranks_are_processes_and_lanes_their_threads() -> None:
         [Span(0, "0F0", 1500, 2750), Span(1, "1F0", 2750, 4000), Span(1, "send", 2000, 3000, "communication")]
     )
     trace = to_chrome(timeline)
-    assert (trace["format"], trace["displayTimeUnit"], trace["baseTimeNanoseconds"]) == (1, "ns", 1500)
+    assert (trace["format"], trace["displayTimeUnit"], trace["baseTimeNanoseconds"]) == (1, "ms", 1500)
     named = {
         (event["name"], event["pid"], event.get("tid")): event["args"]
         for event in trace["traceEvents"]
@@ -78,11 +81,63 @@ def test_ranks_are_processes_and_lanes_their_threads() -> None:
     assert named["process_sort_index", 1, None] == {"sort_index": 1}
     assert named["thread_name", 1, 0] == {"name": "communication"}
     assert named["thread_name", 1, 1] == {"name": "compute"}
-    assert [event for event in trace["traceEvents"] if event["ph"] == "X"] == [
-        {"ph": "X", "name": "0F0", "pid": 0, "tid": 1, "ts": 0.0, "dur": 1.25},
-        {"ph": "X", "name": "send", "pid": 1, "tid": 0, "ts": 0.5, "dur": 1.0},
-        {"ph": "X", "name": "1F0", "pid": 1, "tid": 1, "ts": 1.25, "dur": 1.25},
+    slices = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    assert [(one["name"], one["pid"], one["tid"], one["ts"], one["dur"]) for one in slices] == [
+        ("0F0", 0, 1, 0.0, 1.25),
+        ("send", 1, 0, 0.5, 1.0),
+        ("1F0", 1, 1, 1.25, 1.25),
     ]
+    assert slices[1]["cat"] == "kernel"
+    assert slices[1]["args"] == {"device": 1, "stream": 0, "counterflow_lane": "communication"}
+
+
+def exact_ns(microseconds: float) -> int:
+    return int(Decimal(repr(microseconds)) * 1000)
+
+
+def by_thread(trace: dict) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """Start and end of the slices of each process and thread, in the order of the file."""
+    threads = defaultdict(list)
+    for event in trace["traceEvents"]:
+        if event["ph"] == "X":
+            start = exact_ns(event["ts"])
+            threads[event["pid"], event["tid"]].append((start, start + exact_ns(event["dur"])))
+    return threads
+
+
+@given(timelines())
+def test_no_slice_overlaps_another_one_of_its_thread(timeline: Timeline) -> None:
+    for slices in by_thread(to_chrome(timeline)).values():
+        assert all(one[1] <= two[0] for one, two in pairwise(slices))
+
+
+@given(timelines())
+def test_every_thread_with_slices_has_the_name_of_their_lane_and_a_place(timeline: Timeline) -> None:
+    trace = to_chrome(timeline)
+    told = {
+        (event["name"], event["pid"], event["tid"]): event["args"] for event in trace["traceEvents"] if "tid" in event
+    }
+    for event in trace["traceEvents"]:
+        if event["ph"] == "X":
+            thread = (event["pid"], event["tid"])
+            assert told["thread_name", *thread] == {"name": event["args"]["counterflow_lane"]}
+            assert told["thread_sort_index", *thread] == {"sort_index": event["tid"]}
+
+
+def test_what_runs_at_once_stands_on_threads_below_each_other() -> None:
+    #             0    5    10   15
+    timeline = Timeline.from_spans(
+        [
+            Span(0, "a", 0, 10),  # ---------
+            Span(0, "b", 5, 6),   #      -
+            Span(0, "c", 6, 15),  #       ---------
+            Span(0, "d", 10, 12),
+            Span(0, "e", 7, 7),
+            Span(0, "sum", 0, 5, "twins"),
+        ]
+    )  # fmt: skip
+    threads = {event["name"]: event["tid"] for event in to_chrome(timeline)["traceEvents"] if event["ph"] == "X"}
+    assert threads == {"a": 0, "b": 1, "c": 1, "d": 0, "e": 2, "sum": 3}
 
 
 def test_other_events_are_passed_over() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from counterflow import open_trace
 from counterflow.errors import TraceError
 from counterflow.trace import Trace, exposures
-from traces import FORMATTINGS, compact, kernel, kineto, real_trace, sample, trace
+from traces import FORMATTINGS, annotation, compact, kernel, kineto, launch, real_trace, sample, trace
 
 LAYERS = 4
 WHOLE = kineto(sample(LAYERS)).encode()
@@ -203,7 +203,7 @@ def test_events_without_a_usable_duration_are_left_out_and_counted(tmp_path: Pat
     assert "1 event without a usable time and duration left out" in found.warnings
 
 
-@pytest.mark.parametrize("key", ["stream", "device", "correlation", "grid", "args"])
+@pytest.mark.parametrize("key", ["stream", "device", "correlation", "grid", "counterflow_lane", "args"])
 @pytest.mark.parametrize("value", ["null", '"x"', "[[1]]", "{}", "99999999999999999999", "1.5"])
 def test_strange_arguments_cost_no_event(tmp_path: Path, key: str, value: str) -> None:
     data = kernel("a", 7, 0, 1)
@@ -223,6 +223,37 @@ def test_twice_the_same_event_counts_once_in_every_union(tmp_path: Path) -> None
     assert isinstance(found, Trace)
     [gpu] = exposures(found)
     assert (gpu.window_us, gpu.compute_us) == (10, 10)
+
+
+def test_slices_that_overlap_on_one_stream_count_once(tmp_path: Path) -> None:
+    data = trace([kernel("a", 7, 0, 10), kernel("b", 7, 5, 10), kernel("nccl_Kernel", 7, 8, 12)])
+    found = outcome(tmp_path / "overlapping.json", compact(data).encode())
+    assert isinstance(found, Trace)
+    [gpu] = exposures(found)
+    assert (gpu.window_us, gpu.compute_us, gpu.communication_us, gpu.exposed_us) == (20, 15, 12, 5)
+    assert [(stream.count, stream.busy_us) for stream in gpu.streams] == [(3, 20)]
+
+
+def test_an_id_given_twice_costs_no_event_and_the_first_launch_counts(tmp_path: Path) -> None:
+    ranges = [annotation("first", 0, 2), annotation("second", 10, 2)]
+    launches = [launch(1, 5), launch(11, 5)]
+    data = trace([*ranges, *launches, kernel("a", 7, 20, 1, 5), kernel("b", 7, 30, 3, 5)])
+    found = outcome(tmp_path / "twice.json", compact(data).encode())
+    assert isinstance(found, Trace)
+    assert (len(found.work), len(found.launches), found.warnings) == (2, 2, ())
+    [gpu] = exposures(found)
+    assert [(phase.name, phase.compute_us) for phase in gpu.phases] == [("first", 4)]
+
+
+def test_work_without_a_launch_before_its_launch_and_on_several_gpus_is_measured_and_told(tmp_path: Path) -> None:
+    work = [kernel("a", 7, 2, 4, 1), kernel("b", 7, 10, 4, 2), kernel("c", 7, 30, 5, 3, device=1)]
+    found = outcome(tmp_path / "odd.json", compact(trace([launch(5, 1), launch(8, 2), *work])).encode())
+    assert isinstance(found, Trace)
+    assert found.warnings == (
+        "1 piece of GPU work without a launch record: counted all the same",
+        "1 piece of GPU work before the call that launched it, by up to 3.000 µs: the clocks of CPU and GPU differ",
+    )
+    assert [(gpu.device, gpu.window_us, gpu.compute_us) for gpu in exposures(found)] == [(0, 12, 8), (1, 5, 5)]
 
 
 # --- no trace -------------------------------------------------------------------------------------------------

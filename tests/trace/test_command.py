@@ -11,6 +11,8 @@ from traces import compact, kernel, kineto, sample, trace
 KEYS = {
     *("file", "rank", "window_us", "compute_us", "communication_us", "overlapped_us", "exposed_communication_us"),
     *("other_us", "idle_us", "streams", "kernels", "phases", "warnings"),
+    *("phase_source", "hiding", "flights", "flights_us", "hidden_flights_us", "exposed_flights_us"),
+    *("blocking_us", "not_blocking_us"),
 }
 
 
@@ -31,6 +33,9 @@ def test_the_figures_stand_in_the_tables(file: Path, capsys) -> None:
     assert "deep_ep::internode::dispatch transfer 2 40 10 20 × 128" in lines
     assert "communication takes up to 20 of 132 SMs" in lines
     assert "mlp(B) 2 60 0 0 4" in lines
+    assert "phase, by annotations ranges compute µs communication µs exposed µs other µs" in lines
+    assert "communication exposed under mlp(B)" in lines
+    assert "dispatch(F) 40 10 30" in lines
     assert said.err == ""
 
 
@@ -47,7 +52,21 @@ def test_the_keys_are_stable_and_the_numbers_plain(file: Path, capsys) -> None:
         "communication_us": 40,
         "exposed_us": 10,
         "other_us": 0,
+        "part": "dispatch",
+        "direction": "F",
     }
+    assert one["phase_source"] == "annotations"
+    assert one["hiding"] == [
+        {
+            "name": "dispatch(F)",
+            "communication_us": 40,
+            "exposed_us": 10,
+            "under": [{"phase": "mlp(B)", "us": 30}],
+        }
+    ]
+    assert one["flights"] == []
+    assert one["exposed_pieces"][0]["waited"] == "compute resumed first"
+    assert one["blocking_us"] + one["not_blocking_us"] == 10
 
 
 def test_a_folder_is_all_its_traces(file: Path, capsys) -> None:
@@ -113,3 +132,12 @@ def test_rules_and_annotations_are_taken(file: Path, tmp_path: Path, capsys) -> 
     [entry] = json.loads(capsys.readouterr().out)["traces"]
     assert entry["compute_us"] == 0
     assert entry["window_us"] == 137
+
+
+def test_flights_are_shown_where_there_are_any(tmp_path: Path, capsys) -> None:
+    name = "void deep_ep::internode_ll::dispatch<true, 3, 10, 7168>(void*)"
+    path = tmp_path / "decode.json"
+    path.write_text(compact(trace([kernel(name, 7, 0, 10), kernel("gemm", 7, 12, 90), kernel(name, 7, 110, 10)])))
+    assert main(["trace", "overlap", str(path)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1] == "dispatch 1 100 90 10"

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from decimal import Decimal
@@ -16,7 +18,7 @@ from counterflow import Costs, open_trace, simulate
 from counterflow.errors import TraceError
 from counterflow.schedule import generate
 from counterflow.timeline import write_chrome
-from counterflow.trace import Trace, exposures, open_traces, read, whole
+from counterflow.trace import Trace, exposures, open_traces, read, source, whole
 from counterflow.trace.reference import Launch, Range, Work, read_reference
 from counterflow.trace.scan import Opening
 from traces import FORMATTINGS, compact, kernel, kineto, launch, layer, mixed, real_trace, sample, trace, traces
@@ -152,6 +154,65 @@ def test_packed_files_read_as_plain_ones(tmp_path: Path, pack) -> None:
     packed.write_bytes(pack(plain.read_bytes()))
     assert rows(open_trace(packed)) == rows(open_trace(plain))
     assert open_trace(packed).warnings == ()
+
+
+# --- pipes ----------------------------------------------------------------------------------------------------
+
+
+def piped(data: bytes) -> int:
+    """A descriptor from which the data can be read once; it has to fit the pipe's buffer."""
+    reading, writing = os.pipe()
+    os.write(writing, data)
+    os.close(writing)
+    return reading
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("formatting", ["kineto", "reordered"])
+def test_a_pipe_reads_as_a_file(tmp_path: Path, formatting: str, pack) -> None:
+    plain = written(tmp_path, FORMATTINGS[formatting](sample()))
+    pipe = piped(pack(plain.read_bytes()))
+    found = open_trace(f"/dev/fd/{pipe}")
+    os.close(pipe)
+    assert rows(found) == rows(open_trace(plain))
+    assert (found.file, found.warnings) == (f"/dev/fd/{pipe}", ())
+
+
+def test_standard_input_reads_as_a_file(tmp_path: Path, monkeypatch, out) -> None:
+    plain = written(tmp_path, kineto(sample()))
+    with plain.open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert rows(open_trace("-")) == rows(open_trace(plain))
+    with plain.open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        [entry] = json.loads(out("trace", "overlap", "-", "--json"))["traces"]
+    assert (entry["file"], entry["rank"]) == ("-", 3)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(TraceError, match="-: there is no standard input; give a file"):
+        open_trace("-")
+
+
+def test_several_pipes_are_read_one_after_another(tmp_path: Path) -> None:
+    pipes = [
+        piped(gzip.compress(compact(trace(layer(0, 0), distributedInfo={"rank": rank})).encode())) for rank in "10"
+    ]
+    found = open_traces([f"/dev/fd/{pipe}" for pipe in pipes])
+    for pipe in pipes:
+        os.close(pipe)
+    assert [len(one.work) for one in found] == [3, 3]
+
+
+def test_a_pipe_that_cannot_be_copied_is_told_in_one_sentence(monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(source.shutil, "copyfileobj", full)
+    pipe = piped(b"{}")
+    with pytest.raises(
+        TraceError, match=r"cannot be copied to .* \(No space left on device\); write the trace to a file"
+    ):
+        open_trace(f"/dev/fd/{pipe}")
+    os.close(pipe)
 
 
 # --- dialects -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from counterflow.runtime.executor import StepResult
 from counterflow.runtime.launch import launch
 from counterflow.runtime.migration import Migration
 from counterflow.runtime.pipeline import Pipeline
+from counterflow.runtime.profile import profile
 
 __all__ = [
     "Context",
@@ -20,4 +21,5 @@ __all__ = [
     "StepResult",
     "VirtualClock",
     "launch",
+    "profile",
 ]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -86,13 +86,14 @@ class _Program:
 
     def __init__(self, steps: Program) -> None:
         self.steps = steps
-        self._do: list[Callable[[], None]] = []
+        # By name: bound methods would be a cycle, and activations would stay until Python looks for those.
+        self._do: list[methodcaller] = []
         self._parcel: _Parcel | None = None
         self._arrival: Arrival | None = None
 
     def issue(self, place: int) -> None:
         """One step, whose needs have been issued."""
-        self._do[place]()
+        self._do[place](self)
 
     def wait(self) -> None:
         """For the rows under way, if any; what was sent can go then."""
@@ -184,13 +185,13 @@ class ForwardProgram(_Program):
         self.returned: dict[int, Tensor] = {}
         self._state: Any = value if type(value) is tuple else (value,)
         self._rows_have_grad = False
-        transfer = [self._send, self.wait] if receives else [self._send]
+        transfer = [methodcaller("_send"), methodcaller("wait")] if receives else [methodcaller("_send")]
         for block, has_shared in enumerate(chunk.shared):
-            first = [self._project, self._attend] if halves else [self._before]
-            self._do += [*(partial(step, block) for step in first), *transfer]
-            self._do += [partial(self._shared, block)] if has_shared else []
-            self._do += [partial(self._experts, block), *transfer]
-        self._do.append(self._tail)
+            first = ["_project", "_attend"] if halves else ["_before"]
+            self._do += [*(methodcaller(step, block) for step in first), *transfer]
+            self._do += [methodcaller("_shared", block)] if has_shared else []
+            self._do += [methodcaller("_experts", block), *transfer]
+        self._do.append(methodcaller("_tail"))
 
     def rows(self, block: int) -> Rows:
         """How many rows ``block`` has sent and received."""
@@ -316,24 +317,24 @@ class BackwardProgram(_Program):
         self._waiting: dict[tuple[str, int], list[Split]] = {}
         self.deferred: set[int] = set()
         last = len(forward.chunk.blocks)
-        self._add("tail", self._tail, last, weights)
+        self._add("tail", "_tail", last, weights)
         for block in reversed(range(last)):
-            self._do.append(self._send)
+            self._do.append(methodcaller("_send"))
             if forward.chunk.shared[block]:
-                self._add("shared", self._shared, block, weights)
-            self._add("mlp", self._experts, block, weights)
-            self._do.append(self._send)
-            self._add("attn", self._before, block, weights)
+                self._add("shared", "_shared", block, weights)
+            self._add("mlp", "_experts", block, weights)
+            self._do.append(methodcaller("_send"))
+            self._add("attn", "_before", block, weights)
 
     def backward_weight(self) -> None:
         """All of W that no step has done."""
         for name, block in list(self._waiting):
             self._weight(name, block)
 
-    def _add(self, name: str, step: Callable[[int], None], block: int, weights: bool) -> None:
-        self._do.append(partial(step, block))
+    def _add(self, name: str, step: str, block: int, weights: bool) -> None:
+        self._do.append(methodcaller(step, block))
         if weights:
-            self._do.append(partial(self._weight, name, block))
+            self._do.append(methodcaller("_weight", name, block))
 
     def _weight(self, name: str, block: int) -> None:
         for split in self._waiting.pop((name, block)):

@@ -21,14 +21,19 @@ Ready = torch.cuda.Event | None
 
 @dataclass(frozen=True)
 class Rows:
-    """How many rows go to each rank, and how many come from each."""
+    """How many rows go to each rank, and how many come from each.
+
+    ``returning`` tells results on their way back (combine, and in a backward the gradients of what was dispatched) from
+    rows on their way to the experts.
+    """
 
     sent: tuple[int, ...]
     received: tuple[int, ...]
+    returning: bool = False
 
     def back(self) -> Rows:
         """The way back."""
-        return Rows(self.received, self.sent)
+        return Rows(self.received, self.sent, not self.returning)
 
 
 class Arrival(Protocol):

@@ -160,7 +160,8 @@ class _DeferredLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        (input,) = ctx.saved_tensors
+        # Detached, so that what is left for W does not keep the graph, which keeps this.
+        input = ctx.saved_tensors[0].detach()
         weight = ctx.weight.detach() if ctx.cast is None else ctx.weight.detach().to(ctx.cast)
         ctx.split.later(ctx.weight, lambda: grad.reshape(-1, grad.shape[-1]).t().mm(input.reshape(-1, input.shape[-1])))
         grad_input = grad.matmul(weight) if ctx.needs_input_grad[0] else None

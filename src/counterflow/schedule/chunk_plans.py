@@ -193,3 +193,29 @@ def one_after_the_other(*programs: Program) -> ChunkPlan:
     return ChunkPlan(
         programs, tuple((program, place) for program, steps in enumerate(programs) for place in range(len(steps)))
     )
+
+
+def in_a_row(*plans: ChunkPlan) -> ChunkPlan:
+    """The plans behind each other, without a break: what waits for the last transfers of one comes behind the first
+    compute of the next.
+
+    Example:
+        >>> pair = lay_out(PREFILL, forward_steps([False], "0"), forward_steps([False], "1"))
+        >>> print(*in_a_row(pair, pair).names[8:13])
+        attn0 dispatch0 tail0 tail1 attn1
+    """
+    programs: list[Program] = []
+    order: list[tuple[int, int]] = []
+    waiting: list[tuple[int, int]] = []
+    for plan in plans:
+        own = [(program + len(programs), place) for program, place in plan.order]
+        transfers = [
+            number
+            for number, (program, place) in enumerate(plan.order)
+            if plan.programs[program][place].lane == COMMUNICATION
+        ]
+        first, end = (transfers[0] + 1, transfers[-1] + 1) if transfers else (0, len(own))
+        order += [*own[:first], *waiting, *own[first:end]]
+        waiting = own[end:]
+        programs += plan.programs
+    return ChunkPlan(tuple(programs), (*order, *waiting))

@@ -1,7 +1,9 @@
-"""Timelines as Chrome trace JSON, which Perfetto and chrome://tracing open; out and in without loss.
+"""Timelines as traces in the dialect of PyTorch's profiler, which Perfetto and chrome://tracing open; in without loss.
 
-A rank is a process, a lane one of its threads. Times are microseconds with three decimals, counted from
-``baseTimeNanoseconds``, as PyTorch's own profiler writes them.
+A rank is a process, a lane one of its threads; viewers drop slices that overlap on one thread, so what runs at the
+same time as another span of its lane stands on a further thread of the same name. Times are microseconds with three
+decimals, counted from ``baseTimeNanoseconds``. Every slice is a "kernel" of a device (the rank) and a stream (the
+lane), so that tools for such traces find it, and tells its lane, by which counterflow's own reader knows it.
 """
 
 from __future__ import annotations
@@ -14,11 +16,16 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from counterflow.errors import TimelineError
 from counterflow.files import write_text
+from counterflow.timeline.intervals import Ns, tracks
 from counterflow.timeline.timeline import Span, Timeline
 
 FORMAT = 1
+LANE = "counterflow_lane"
+"""The argument of a slice that tells its lane."""
 _LONGEST_NS = 2**42 * 1000  # beyond it (50 days) microseconds in a double no longer tell nanoseconds apart
 
 
@@ -34,33 +41,57 @@ def to_chrome(timeline: Timeline) -> dict[str, Any]:
             "(50 days): split it"
         )
     base = int(timeline.start_ns.min()) if len(timeline) else 0
+    track = _tracks(timeline)
+    # The threads of a lane follow each other, in every rank at the same numbers.
+    depth = [int(track[timeline.lane == lane].max(initial=0)) + 1 for lane in range(len(timeline.lanes))]
+    first = [sum(depth[:lane]) for lane in range(len(depth))]
+    lanes = timeline.lane.tolist()
+    threads = [first[lane] + below for lane, below in zip(lanes, track.tolist(), strict=True)]
+    names = [name for name, size in zip(timeline.lanes, depth, strict=True) for _ in range(size)]
+    used = {*zip(timeline.rank.tolist(), threads, strict=True)}
+    used |= {(rank, thread) for rank in range(timeline.num_ranks) for thread in first}
     return {
         "format": FORMAT,
-        "displayTimeUnit": "ns",
+        "schemaVersion": 1,
+        "displayTimeUnit": "ms",
         "baseTimeNanoseconds": base,
         "traceEvents": [
-            *_names(timeline),
-            *(_event(span, timeline.lanes.index(span.lane), base) for span in timeline),
+            *_names(names, sorted(used)),
+            *(_event(*row, base) for row in zip(timeline, lanes, threads, strict=True)),
         ],
     }
 
 
-def _names(timeline: Timeline) -> Iterator[dict[str, Any]]:
-    for rank in range(timeline.num_ranks):
+def _tracks(timeline: Timeline) -> Ns:
+    """On which thread of its rank's lane each span stands, shape [spans]."""
+    track = np.zeros(len(timeline), dtype=np.int64)
+    key = timeline.rank * len(timeline.lanes) + timeline.lane
+    order = np.lexsort((timeline.end_ns, timeline.start_ns, key))
+    for group in np.split(order, np.flatnonzero(np.diff(key[order])) + 1):
+        track[group] = tracks(timeline.start_ns[group], timeline.end_ns[group])
+    return track
+
+
+def _names(names: list[str], used: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    for rank in sorted({rank for rank, _ in used}):
         yield {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}"}}
         yield {"ph": "M", "name": "process_sort_index", "pid": rank, "args": {"sort_index": rank}}
-        for lane, name in enumerate(timeline.lanes):
-            yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": lane, "args": {"name": name}}
+    for rank, thread in used:
+        track = {"pid": rank, "tid": thread}
+        yield {"ph": "M", "name": "thread_name", **track, "args": {"name": names[thread]}}
+        yield {"ph": "M", "name": "thread_sort_index", **track, "args": {"sort_index": thread}}
 
 
-def _event(span: Span, lane: int, base_ns: int) -> dict[str, Any]:
+def _event(span: Span, lane: int, thread: int, base_ns: int) -> dict[str, Any]:
     return {
         "ph": "X",
+        "cat": "kernel",
         "name": span.name,
         "pid": span.rank,
-        "tid": lane,
+        "tid": thread,
         "ts": (span.start_ns - base_ns) / 1000,
         "dur": span.duration_ns / 1000,
+        "args": {"device": span.rank, "stream": lane, LANE: span.lane},
     }
 
 

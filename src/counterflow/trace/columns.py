@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,11 @@ UNKNOWN = -1
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Columns of one length; every field is an int64 array of shape [rows]."""
+    """Columns of one length; every field is an array of shape [rows].
+
+    Times are int64. The other columns are int32 where all their numbers fit, which nearly all do: they are many, and
+    half as large. Widen them before multiplying.
+    """
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
@@ -32,23 +36,22 @@ class Table:
     @classmethod
     def empty(cls) -> Self:
         """No rows."""
-        return cls(**{column.name: np.zeros(0, dtype=np.int64) for column in fields(cls)})
+        return cls(**{c.name: np.zeros(0, np.int64 if c.name.endswith("_ns") else np.int32) for c in fields(cls)})
 
     @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
+    def joined(cls, parts: Iterable[Self]) -> Self:
         """The rows of all parts, one after another."""
-        if not parts:
-            return cls.empty()
-        names = [column.name for column in fields(cls)]
-        return cls(**{n: np.concatenate([getattr(part, n) for part in parts], dtype=np.int64) for n in names})
-
-    def compact(self) -> Self:
-        """The same numbers, in int32 where they fit: for the way between processes only."""
-        return type(self)(**{column.name: _compact(getattr(self, column.name)) for column in fields(self)})
+        sink = _Sink(cls)
+        for part in parts:
+            sink.add(part)
+        return sink.table()
 
     def tuples(self) -> list[tuple[int, ...]]:
         """Row by row, as plain numbers."""
         return list(zip(*(getattr(self, column.name).tolist() for column in fields(self)), strict=True))
+
+
+T = TypeVar("T", bound=Table)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,38 +115,63 @@ class Columns:
     names: tuple[str, ...]
     unusable: int = 0
 
-    def compact(self) -> Columns:
-        """The same, smaller: for the way between processes only."""
-        work, launches, annotations = self.work.compact(), self.launches.compact(), self.annotations.compact()
-        return Columns(work, launches, annotations, self.names, self.unusable)
 
-    @classmethod
-    def joined(cls, parts: list[Columns]) -> Columns:
-        """One table of names for all parts, in their order; the list is emptied, for the parts may be large."""
-        ids: dict[str, int] = {}
-        to = [np.array([ids.setdefault(name, len(ids)) for name in part.names], dtype=np.int64) for part in parts]
-        unusable = sum(part.unusable for part in parts)
-        works = [_renamed(part.work, new, "name") for part, new in zip(parts, to, strict=True)]
-        launches = [_renamed(part.launches, new, "thread") for part, new in zip(parts, to, strict=True)]
-        annotations = [
-            _renamed(_renamed(part.annotations, new, "name"), new, "thread")
-            for part, new in zip(parts, to, strict=True)
-        ]
-        parts.clear()
-        work = GpuWork.joined(works)
-        works.clear()
-        return cls(work, Launches.joined(launches), Annotations.joined(annotations), tuple(ids), unusable)
+class Joiner:
+    """Takes the columns of one stretch of a file after another, each of which may be let go then."""
 
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {}
+        self._work, self._launches, self._annotations = _Sink(GpuWork), _Sink(Launches), _Sink(Annotations)
+        self._unusable = 0
 
-def _compact(column: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    small = column.astype(np.int32)
-    return small if np.array_equal(small, column) else column
+    def add(self, part: Columns) -> None:
+        """Take the next part."""
+        ids = self._ids
+        to = column([ids.setdefault(name, len(ids)) for name in part.names])
+        self._work.add(part.work, name=to)
+        self._launches.add(part.launches, thread=to)
+        self._annotations.add(part.annotations, name=to, thread=to)
+        self._unusable += part.unusable
+
+    def columns(self) -> Columns:
+        """All that was taken, with one table of names; nothing can be added then."""
+        tables = self._work.table(), self._launches.table(), self._annotations.table()
+        return Columns(*tables, tuple(self._ids), self._unusable)
 
 
-T = TypeVar("T", bound=Table)
+def column(numbers: Sequence[int]) -> Ints:
+    """Numbers as a column: int32 where they fit.
+
+    Raises:
+        OverflowError: one of them does not fit int64 either.
+    """
+    try:
+        return np.array(numbers, dtype=np.int32)
+    except OverflowError:
+        return np.array(numbers, dtype=np.int64)
 
 
-def _renamed(table: T, to: Ints, column: str) -> T:
-    columns = {c.name: getattr(table, c.name) for c in fields(table)}
-    columns[column] = to[columns[column]] if len(table) else columns[column]
-    return type(table)(**columns)
+class _Sink(Generic[T]):
+    """Columns that grow in place: long traces are never held twice, as joining them at the end would do."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self._kind = kind
+        self._bytes = {c.name: bytearray() for c in fields(kind)}
+        self._types = {c.name: np.dtype(np.int64 if c.name.endswith("_ns") else np.int32) for c in fields(kind)}
+
+    def add(self, part: T, **to: Ints) -> None:
+        """Take the rows of a part; what indexes the part's names is translated."""
+        for name, grown in self._bytes.items():
+            values = getattr(part, name)
+            values = to[name][values] if name in to and len(values) else values
+            if values.dtype.itemsize > self._types[name].itemsize:
+                wide = self._bytes[name] = bytearray(self._grown(name).astype(np.int64).tobytes())
+                self._types[name], grown = values.dtype, wide
+            grown += values.astype(self._types[name], copy=False).tobytes()
+
+    def table(self) -> T:
+        """All rows; nothing can be added then."""
+        return self._kind(**{name: self._grown(name) for name in self._bytes})
+
+    def _grown(self, name: str) -> Ints:
+        return np.frombuffer(self._bytes[name], dtype=self._types[name])

@@ -14,7 +14,10 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 
+from counterflow.timeline import COMPUTE, LANE
 from counterflow.trace.columns import (
+    COMMUNICATION_SPAN,
+    COMPUTE_SPAN,
     KERNEL,
     MEMCPY,
     MEMSET,
@@ -24,6 +27,7 @@ from counterflow.trace.columns import (
     GpuWork,
     Ints,
     Launches,
+    column,
 )
 
 WORK = {
@@ -34,6 +38,7 @@ WORK = {
     "gpu_memset": MEMSET,
     "Memset": MEMSET,
 }
+_SPAN = {COMPUTE: COMPUTE_SPAN}  # lane -> kind; all other lanes of our own timelines communicate
 LAUNCH = frozenset({"cuda_runtime", "cuda_driver", "hip_runtime", "xpu_runtime", "Runtime"})
 ANNOTATION = {"user_annotation": 0, "gpu_user_annotation": 1}
 LAUNCHING = ("aunch", "emcpy", "emset")
@@ -53,14 +58,15 @@ _EXACT_US = 2.0**42  # from here on a double no longer tells the nanoseconds of 
 Number = int | float | Decimal
 
 
-class Arguments(msgspec.Struct, gc=False):
-    """What is read of an event's ``args``."""
+class Arguments(msgspec.Struct, gc=False, rename={"lane": LANE}):
+    """What is read of an event's ``args``; only counterflow's own timelines tell a lane."""
 
     device: int | None = None
     stream: int | None = None
     correlation: int = UNKNOWN
     grid: list[int] | None = None
     block: list[int] | None = None
+    lane: str | None = None
 
 
 class Event(msgspec.Struct, gc=False):
@@ -144,6 +150,7 @@ def event_of(data: object) -> Event | None:
             correlation=_first(_whole(arguments.get("correlation")), UNKNOWN),
             grid=_sizes(arguments.get("grid")),
             block=_sizes(arguments.get("block")),
+            lane=lane if isinstance(lane := arguments.get(LANE), str) else None,
         )
     return event
 
@@ -241,7 +248,7 @@ class Collector:
 
     def _named(self, names: Sequence[str]) -> Ints:
         ids = self._ids
-        return np.array([ids.setdefault(name, len(ids)) for name in names], dtype=np.int64)
+        return column([ids.setdefault(name, len(ids)) for name in names])
 
     def _thread(self, event: Event) -> int:
         key = (event.pid, event.tid)
@@ -262,7 +269,12 @@ class Collector:
                 start_ns,
                 end_ns,
                 self._named([event.name for event in events]),
-                _column([WORK[event.cat] for event in events]),
+                _column(
+                    [
+                        WORK[e.cat] if a.lane is None else _SPAN.get(a.lane, COMMUNICATION_SPAN)
+                        for e, a in zip(events, arguments, strict=True)
+                    ]
+                ),
                 _column(devices),
                 _column(streams),
                 _column([a.correlation for a in arguments]),
@@ -305,9 +317,9 @@ def _microseconds(time: Number | None) -> Number | None:
 
 def _column(numbers: Sequence[Any]) -> Ints:
     try:
-        return np.array(numbers, dtype=np.int64)
+        return column(numbers)
     except OverflowError:
-        return np.array([n if abs(n) < _FURTHEST_NS else UNKNOWN for n in numbers], dtype=np.int64)
+        return column([n if abs(n) < _FURTHEST_NS else UNKNOWN for n in numbers])
 
 
 def _id_in(label: int | str) -> int:

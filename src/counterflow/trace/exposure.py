@@ -3,128 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from counterflow.errors import TraceError
-from counterflow.trace.columns import GpuWork, Ints
+from counterflow.trace.columns import Ints
 from counterflow.trace.cover import Cover
-from counterflow.trace.phases import phase_rows
+from counterflow.trace.figures import Exposure, Kernel, Stream
+from counterflow.trace.flights import Flights, flight_figures, flights
+from counterflow.trace.phase_figures import hiding_figures, phase_figures
+from counterflow.trace.phases import phases_of
+from counterflow.trace.pieces import Pieces
 from counterflow.trace.read import Trace, launch_of
-from counterflow.trace.rules import (
-    CLASSES,
-    COMMUNICATION,
-    COMPUTE,
-    TRANSFER,
-    UNKNOWN_KERNEL,
-    WAITING,
-    Rules,
-    function_of,
-)
-
-MOST_PIECES = 1_000
-"""So many exposed pieces are told one by one, the longest; long traces have hundreds of thousands."""
-
-
-@dataclass(frozen=True)
-class Stream:
-    """What ran on one stream, in microseconds of which each counts once."""
-
-    stream: int
-    count: int
-    busy_us: float
-    compute_us: float
-    communication_us: float
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """All runs of one kernel: ``kind`` is one of ``CLASSES``; times are summed over its runs.
-
-    ``blocks`` and ``threads`` are the largest grid and block it ran with, 0 where the trace tells none.
-    """
-
-    name: str
-    kind: str
-    count: int
-    total_us: float
-    exposed_us: float
-    blocks: int
-    threads: int
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One unbroken stretch of exposed communication, counted from the window's start.
-
-    ``kernels`` are those that ran in it, ``phases`` what had launched them; ``then`` is the compute kernel that
-    starts first at its end or after, ``then_phase`` its phase, both "" where there is none.
-    """
-
-    start_us: float
-    length_us: float
-    kernels: tuple[str, ...]
-    phases: tuple[str, ...]
-    then: str
-    then_phase: str
-
-
-@dataclass(frozen=True)
-class Phase:
-    """All annotated ranges of one name; times are those of the GPU work launched in them, summed over the ranges.
-
-    Within a range each instant counts once for compute, once for communication and once for the rest (copies, fills
-    and unknown kernels).
-    """
-
-    name: str
-    count: int
-    compute_us: float
-    communication_us: float
-    exposed_us: float
-    other_us: float
-
-
-@dataclass(frozen=True)
-class Exposure:
-    """Where the time of one GPU went, in microseconds.
-
-    ``window_us`` = ``compute_us`` + ``exposed_us`` + ``other_us`` + ``idle_us``; ``communication_us`` =
-    ``overlapped_us`` + ``exposed_us``. Other is what only copies, fills and unknown kernels cover. Transfers alone
-    leave out waiting and preparing. ``pieces`` are the longest of ``num_pieces``. ``sms`` are the multiprocessors of
-    the GPU and ``communication_sms`` the most that a communication kernel took, both 0 where not told.
-    """
-
-    file: str
-    rank: int | None
-    device: int
-    start_ns: int
-    window_us: float
-    compute_us: float
-    communication_us: float
-    overlapped_us: float
-    exposed_us: float
-    transfers_us: float
-    exposed_transfers_us: float
-    waiting_us: float
-    unknown_us: float
-    other_us: float
-    idle_us: float
-    idle_gaps: int
-    num_pieces: int
-    sms: int
-    communication_sms: int
-    streams: tuple[Stream, ...]
-    kernels: tuple[Kernel, ...]
-    pieces: tuple[Piece, ...]
-    phases: tuple[Phase, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def exposed_share(self) -> float:
-        """The exposed part of the window, from 0 to 1."""
-        return self.exposed_us / self.window_us if self.window_us else 0.0
+from counterflow.trace.rules import CLASSES, TRANSFER, UNKNOWN_KERNEL, WAITING, Rules, function_of
+from counterflow.trace.window import Window, sums, us
 
 
 def exposures(trace: Trace, rules: Rules | None = None, within: str | None = None) -> list[Exposure]:
@@ -152,7 +44,9 @@ def exposures(trace: Trace, rules: Rules | None = None, within: str | None = Non
     """
     work = trace.work
     classes = (rules or Rules()).classify(work, trace.names, trace.sms)
-    leaves, rows = phase_rows(trace)
+    phases = phases_of(trace, classes)
+    launch = launch_of(work, trace.launches)
+    flown = flights(work, trace.names, launch)
     inside = None if within is None else _launched_within(trace, within)
     found = []
     for device in np.unique(work.device if inside is None else work.device[inside]).tolist():
@@ -160,9 +54,8 @@ def exposures(trace: Trace, rules: Rules | None = None, within: str | None = Non
         chosen = on if inside is None else on & inside
         start, end = int(work.start_ns[chosen].min()), int(work.end_ns[chosen].max())
         here = np.flatnonzero(on & (work.start_ns <= end) & (work.end_ns >= start))
-        clipped = _clipped(work if len(here) == len(work) else work.rows(here), start, end)
-        phases = [trace.names[name] for name in leaves.name.tolist()]
-        found.append(_Gpu(trace, device, clipped, classes[here], rows[here], phases, start, end).exposure())
+        window = Window(trace, device, here, classes[here], launch[here], phases, start, end)
+        found.append(_exposure(window, flown))
     return found
 
 
@@ -183,186 +76,98 @@ def _launched_within(trace: Trace, name: str) -> Ints:
     return np.asarray(inside)
 
 
-def _clipped(work: GpuWork, start: int, end: int) -> GpuWork:
-    columns = vars(work) | {"start_ns": work.start_ns.clip(start, end), "end_ns": work.end_ns.clip(start, end)}
-    return GpuWork(**columns)
+def _exposure(window: Window, flown: Flights) -> Exposure:
+    busy = Cover.of(window.work.start_ns, window.work.end_ns)
+    whole = Cover(np.array([window.start]), np.array([window.end]))
+    idle = whole - busy
+    transfers, waiting = window.cover(window.classes == TRANSFER), window.cover(window.classes == WAITING)
+    exposed = window.exposed.total_ns
+    kernels = tuple(_kernels(window))
+    pieces = Pieces(window)
+    flown = flown.inside(window)
+    sms = window.trace.sms.get(window.device, 0)
+    blocks = int(window.work.blocks[window.communicates].max(initial=0))
+    return Exposure(
+        file=window.trace.file,
+        rank=window.trace.rank,
+        device=window.device,
+        start_ns=window.start,
+        window_us=us(window.end - window.start),
+        compute_us=us(window.compute.total_ns),
+        communication_us=us(window.communication.total_ns),
+        overlapped_us=us(window.communication.total_ns - exposed),
+        exposed_us=us(exposed),
+        transfers_us=us(transfers.total_ns),
+        exposed_transfers_us=us((transfers - window.compute).total_ns),
+        waiting_us=us(waiting.total_ns),
+        unknown_us=us(window.cover(window.classes == UNKNOWN_KERNEL).total_ns),
+        other_us=us(busy.total_ns - window.compute.total_ns - exposed),
+        idle_us=us(idle.total_ns),
+        idle_gaps=len(idle),
+        num_pieces=len(window.exposed),
+        blocking_us=us(pieces.blocking_ns),
+        not_blocking_us=us(pieces.not_blocking_ns),
+        flights_us=us(flown.cover.total_ns),
+        hidden_flights_us=us((flown.cover & window.compute).total_ns),
+        exposed_flights_us=us((flown.cover - window.compute).total_ns),
+        phase_source=window.phases.source,
+        sms=sms,
+        communication_sms=min(blocks, sms) if sms else 0,
+        streams=tuple(_streams(window)),
+        kernels=kernels,
+        pieces=tuple(pieces.longest()),
+        phases=tuple(phase_figures(window)),
+        hiding=tuple(hiding_figures(window)),
+        flights=tuple(flight_figures(window, flown)),
+        warnings=tuple(_warnings(window, kernels)),
+    )
 
 
-def _us(ns: int) -> float:
-    return ns / 1000
-
-
-class _Gpu:
-    """The work of one GPU in one window, and what follows from it."""
-
-    def __init__(
-        self,
-        trace: Trace,
-        device: int,
-        work: GpuWork,
-        classes: Ints,
-        phase_rows: Ints,
-        phases: list[str],
-        start: int,
-        end: int,
-    ) -> None:
-        self.trace, self.device, self.start, self.end = trace, device, start, end
-        self.work, self.classes = work, classes
-        self.phase_rows, self.phases = phase_rows, phases
-        self.communicates = np.isin(classes, COMMUNICATION)
-        self.compute = self.cover(classes == COMPUTE)
-        self.communication = self.cover(self.communicates)
-        self.exposed = self.communication - self.compute
-
-    def cover(self, which: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Cover:
-        return Cover.of(self.work.start_ns[which], self.work.end_ns[which])
-
-    def exposure(self) -> Exposure:
-        busy = Cover.of(self.work.start_ns, self.work.end_ns)
-        window = self.end - self.start
-        idle = Cover.of(np.array([self.start]), np.array([self.end])) - busy
-        transfers, waiting = self.cover(self.classes == TRANSFER), self.cover(self.classes == WAITING)
-        exposed = self.exposed.total_ns
-        kernels = tuple(self.kernels())
-        sms = self.trace.sms.get(self.device, 0)
-        blocks = int(self.work.blocks[self.communicates].max(initial=0))
-        return Exposure(
-            file=self.trace.file,
-            rank=self.trace.rank,
-            device=self.device,
-            start_ns=self.start,
-            window_us=_us(window),
-            compute_us=_us(self.compute.total_ns),
-            communication_us=_us(self.communication.total_ns),
-            overlapped_us=_us(self.communication.total_ns - exposed),
-            exposed_us=_us(exposed),
-            transfers_us=_us(transfers.total_ns),
-            exposed_transfers_us=_us((transfers - self.compute).total_ns),
-            waiting_us=_us(waiting.total_ns),
-            unknown_us=_us(self.cover(self.classes == UNKNOWN_KERNEL).total_ns),
-            other_us=_us(busy.total_ns - self.compute.total_ns - exposed),
-            idle_us=_us(idle.total_ns),
-            idle_gaps=len(idle),
-            num_pieces=len(self.exposed),
-            sms=sms,
-            communication_sms=min(blocks, sms) if sms else 0,
-            streams=tuple(self.streams()),
-            kernels=kernels,
-            pieces=tuple(self.pieces()),
-            phases=tuple(self.phase_figures()),
-            warnings=tuple(self.warnings(kernels)),
+def _streams(window: Window) -> Iterator[Stream]:
+    for stream in np.unique(window.work.stream).tolist():
+        on = window.work.stream == stream
+        yield Stream(
+            stream,
+            int(on.sum()),
+            *(us(window.cover(on & which).total_ns) for which in (on, window.computes, window.communicates)),
         )
 
-    def streams(self) -> Iterator[Stream]:
-        for stream in np.unique(self.work.stream).tolist():
-            on = self.work.stream == stream
-            yield Stream(
-                stream,
-                int(on.sum()),
-                *(_us(self.cover(on & which).total_ns) for which in (on, self.classes == COMPUTE, self.communicates)),
-            )
 
-    def kernels(self) -> list[Kernel]:
-        """The longest first."""
-        length = self.work.end_ns - self.work.start_ns
-        exposed = np.where(self.communicates, length - self.compute.within_ns(self.work.start_ns, self.work.end_ns), 0)
-        names, place = np.unique(self.work.name * len(CLASSES) + self.classes, return_inverse=True)
-        counts, total, shown = (
-            np.bincount(place, minlength=len(names)),
-            _sums(place, length, len(names)),
-            _sums(place, exposed, len(names)),
+def _kernels(window: Window) -> list[Kernel]:
+    """The longest first."""
+    length = window.work.end_ns - window.work.start_ns
+    exposed = np.where(
+        window.communicates, length - window.compute.within_ns(window.work.start_ns, window.work.end_ns), 0
+    )
+    names, place = np.unique(window.work.name * len(CLASSES) + window.classes, return_inverse=True)
+    counts, total, shown = (
+        np.bincount(place, minlength=len(names)),
+        sums(place, length, len(names)),
+        sums(place, exposed, len(names)),
+    )
+    blocks, threads = np.zeros((2, len(names)), dtype=np.int64)
+    np.maximum.at(blocks, place, window.work.blocks)
+    np.maximum.at(threads, place, window.work.threads)
+    kernels = [
+        Kernel(
+            window.trace.names[key // len(CLASSES)],
+            CLASSES[key % len(CLASSES)],
+            int(counts[i]),
+            us(int(total[i])),
+            us(int(shown[i])),
+            int(blocks[i]),
+            int(threads[i]),
         )
-        blocks, threads = np.zeros((2, len(names)), dtype=np.int64)
-        np.maximum.at(blocks, place, self.work.blocks)
-        np.maximum.at(threads, place, self.work.threads)
-        kernels = [
-            Kernel(
-                self.trace.names[key // len(CLASSES)],
-                CLASSES[key % len(CLASSES)],
-                int(counts[i]),
-                _us(int(total[i])),
-                _us(int(shown[i])),
-                int(blocks[i]),
-                int(threads[i]),
-            )
-            for i, key in enumerate(names.tolist())
-        ]
-        return sorted(kernels, key=lambda kernel: (-kernel.total_us, kernel.name))
+        for i, key in enumerate(names.tolist())
+    ]
+    return sorted(kernels, key=lambda kernel: (-kernel.total_us, kernel.name))
 
-    def pieces(self) -> list[Piece]:
-        """The longest first."""
-        talk = np.flatnonzero(self.communicates & (self.work.end_ns > self.work.start_ns))
-        compute = np.flatnonzero((self.classes == COMPUTE) & (self.work.end_ns > self.work.start_ns))
-        lengths = self.exposed.end_ns - self.exposed.start_ns
-        longest = np.lexsort((self.exposed.start_ns, -lengths))[:MOST_PIECES]
-        starts, ends = self.exposed.start_ns[longest], self.exposed.end_ns[longest]
-        first = np.searchsorted(np.maximum.accumulate(self.work.end_ns[talk]), starts, side="right")
-        past = np.searchsorted(self.work.start_ns[talk], ends, side="left")
-        following = np.searchsorted(self.work.start_ns[compute], ends, side="left")
-        pieces = []
-        for start, end, one, stop, then in zip(
-            *(c.tolist() for c in (starts, ends, first, past, following)), strict=True
-        ):
-            rows = [row for row in talk[one:stop].tolist() if self.work.end_ns[row] > start]
-            last = int(compute[then]) if then < len(compute) else None
-            pieces.append(
-                Piece(
-                    _us(start - self.start),
-                    _us(end - start),
-                    tuple(dict.fromkeys(self.name(row) for row in rows)),
-                    tuple(dict.fromkeys(filter(None, map(self.phase, rows)))),
-                    "" if last is None else self.name(last),
-                    "" if last is None else self.phase(last),
-                )
-            )
-        return pieces
 
-    def name(self, row: int) -> str:
-        return self.trace.names[int(self.work.name[row])]
-
-    def phase(self, row: int) -> str:
-        place = int(self.phase_rows[row])
-        return self.phases[place] if place >= 0 else ""
-
-    def phase_figures(self) -> list[Phase]:
-        """In the order in which they first appear."""
-        annotated = np.flatnonzero((self.phase_rows >= 0) & (self.work.end_ns > self.work.start_ns))
-        if not len(annotated):
-            return []
-        annotated = annotated[np.argsort(self.phase_rows[annotated], kind="stable")]
-        start, end = self.work.start_ns[annotated], self.work.end_ns[annotated]
-        rows, first = np.unique(self.phase_rows[annotated], return_index=True)
-        # The work of each range is moved to a time of its own, so that one union serves all ranges.
-        begin, extent = np.minimum.reduceat(start, first), np.maximum.reduceat(end, first)
-        extent -= begin
-        own = np.cumsum(extent + 1) - extent - 1
-        moved = np.repeat(own - begin, np.diff(first, append=len(annotated)))
-        talks, computes = self.communicates[annotated], self.classes[annotated] == COMPUTE
-        compute, talk, rest = (
-            Cover.of((start + moved)[which], (end + moved)[which]) for which in (computes, talks, ~computes & ~talks)
+def _warnings(window: Window, kernels: tuple[Kernel, ...]) -> Iterator[str]:
+    yield from window.trace.warnings
+    unknown = [kernel for kernel in kernels if kernel.kind == CLASSES[UNKNOWN_KERNEL]]
+    if unknown:
+        yield (
+            f"{len(unknown)} long kernels with few blocks on a stream of their own are of unknown purpose and "
+            f"counted as other, the longest {function_of(unknown[0].name)!r}: tell their class in a rules file"
         )
-        totals = [cover.within_ns(own, own + extent) for cover in (compute, talk, rest)]
-        home = np.searchsorted(own, talk.start_ns, side="right") - 1
-        back = begin[home] - own[home]
-        exposed = _sums(home, self.exposed.within_ns(talk.start_ns + back, talk.end_ns + back), len(rows))
-        sums: dict[str, list[int]] = {}
-        figures = (column.tolist() for column in (totals[0], totals[1], exposed, totals[2]))
-        for row, *times in zip(rows.tolist(), *figures, strict=True):
-            known = sums.setdefault(self.phases[row], [0, 0, 0, 0, 0])
-            known[:] = [a + b for a, b in zip(known, (1, *times), strict=True)]
-        return [Phase(name, count, *map(_us, times)) for name, (count, *times) in sums.items()]
-
-    def warnings(self, kernels: tuple[Kernel, ...]) -> Iterator[str]:
-        yield from self.trace.warnings
-        unknown = [kernel for kernel in kernels if kernel.kind == CLASSES[UNKNOWN_KERNEL]]
-        if unknown:
-            yield (
-                f"{len(unknown)} long kernels with few blocks on a stream of their own are of unknown purpose and "
-                f"counted as other, the longest {function_of(unknown[0].name)!r}: tell their class in a rules file"
-            )
-
-
-def _sums(place: Ints, values: Ints, size: int) -> Ints:
-    total = np.zeros(size, dtype=np.int64)
-    np.add.at(total, place, values)
-    return total

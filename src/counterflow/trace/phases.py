@@ -1,4 +1,4 @@
-"""Which part of the program asked for a piece of GPU work: by the annotations on the CPU.
+"""Which part of the program asked for a piece of GPU work: by the annotations on the CPU, else by kernel order.
 
 Half of a training step is launched by autograd's thread, while the annotations stand on the thread that called it.
 So a piece belongs to the innermost annotation that was open when it was launched, on its own thread if that has one,
@@ -7,19 +7,76 @@ else on any; identifiers are not used, for they often match nothing.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 
 from counterflow.trace.columns import Annotations, Ints
+from counterflow.trace.cover import Cover
+from counterflow.trace.kernel_order import phases_by_order
+from counterflow.trace.parts import Part, part_of
 from counterflow.trace.read import Trace, launch_of
 
 NONE = -1
 """The phase of what was launched outside all annotations."""
 
 
+@dataclass(frozen=True, eq=False)
+class Phases:
+    """Ranges of the program and the GPU work of each.
+
+    ``names`` are those of the ranges, ``parts`` what each tells of the model, None where it tells nothing; ``rows``
+    is for each piece of GPU work the range it belongs to, NONE outside all, shape [work]. ``source`` is
+    "annotations", "kernel order" or "none".
+    """
+
+    names: tuple[str, ...]
+    parts: tuple[Part | None, ...]
+    rows: Ints
+    source: str
+
+
+def phases_of(trace: Trace, classes: Ints) -> Phases:
+    """The phases by annotations if one of them names a part of a layer, else by the order of kernels if that tells.
+
+    Annotations that name no part (a framework's own, mostly) serve where the order of kernels tells nothing either.
+
+    Args:
+        trace: the trace.
+        classes: the class of each piece of its work, as ``Rules.classify`` gives it [work].
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from counterflow.trace import Rules, open_trace
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "trace.json"
+        >>> kernels = ["flash_fwd_kernel", "moe_gemm", "deep_ep::intranode::combine"]
+        >>> slices = [
+        ...     f'{{"ph": "X", "cat": "kernel", "name": "{name}", "tid": 7, "ts": {at}, "dur": 9}}'
+        ...     for at, name in zip(range(0, 30, 10), kernels)
+        ... ]
+        >>> _ = path.write_text(f'{{"traceEvents": [{",".join(slices)}]}}')
+        >>> trace = open_trace(path)
+        >>> phases = phases_of(trace, Rules().classify(trace.work, trace.names, trace.sms))
+        >>> phases.source, phases.names
+        ('kernel order', ('attention(F)', 'experts(F)', 'combine(F)'))
+    """
+    leaves, rows = phase_rows(trace)
+    names = tuple(trace.names[name] for name in leaves.name.tolist())
+    parts = tuple(map(part_of, names))
+    used = np.unique(rows[rows != NONE]).tolist()
+    if not any(parts[row] for row in used):
+        found, by_order = phases_by_order(trace, classes)
+        if found:
+            return Phases(tuple(map(str, found)), tuple(found), by_order, "kernel order")
+    return Phases(names, parts, rows, "annotations" if used else "none")
+
+
 def phase_rows(trace: Trace) -> tuple[Annotations, Ints]:
     """The innermost annotations, in order, and for each piece of GPU work the row of its own; NONE outside them.
 
-    Annotations that hold others, and the profiler's own steps, are no phases.
+    Annotations that hold others, and the profiler's own steps, are no phases; but where an annotation names a part
+    of a layer, those inside it that name none (of a collective, say) count as nothing.
     """
     leaves = _leaves(trace)
     launch = launch_of(trace.work, trace.launches)
@@ -39,8 +96,9 @@ def phase_rows(trace: Trace) -> tuple[Annotations, Ints]:
 
 def _leaves(trace: Trace) -> Annotations:
     ranges = trace.annotations
-    names = np.array([name.startswith("ProfilerStep#") for name in trace.names], dtype=bool)
-    own = ranges.rows(np.flatnonzero((ranges.on_gpu == 0) & ~names[ranges.name])) if len(ranges) else ranges
+    steps = np.array([name.startswith("ProfilerStep#") for name in trace.names], dtype=bool)
+    own = ranges.rows(np.flatnonzero((ranges.on_gpu == 0) & ~steps[ranges.name])) if len(ranges) else ranges
+    own = own.rows(~_inside_parts(trace, own))
     # By start, the longer one first: a range holds another one of its thread exactly if it holds the next one.
     order = np.lexsort((-own.end_ns, own.start_ns, own.thread))
     own = own.rows(order)
@@ -48,6 +106,18 @@ def _leaves(trace: Trace) -> Annotations:
         holds = (own.thread[1:] == own.thread[:-1]) & (own.end_ns[1:] <= own.end_ns[:-1])
         own = own.rows(np.flatnonzero(~np.append(holds, False)))
     return own.rows(np.argsort(own.start_ns, kind="stable"))
+
+
+def _inside_parts(trace: Trace, ranges: Annotations) -> npt.NDArray[np.bool_]:
+    """Which ranges name no part and begin inside one of their thread that does."""
+    named = [name for name in np.unique(ranges.name).tolist() if part_of(trace.names[name])]
+    parts = np.isin(ranges.name, named)
+    inside = np.zeros(len(ranges), dtype=bool)
+    for thread in np.unique(ranges.thread[parts]).tolist():
+        here = ranges.thread == thread
+        cover = Cover.of(ranges.start_ns[here & parts], ranges.end_ns[here & parts])
+        inside |= here & ~parts & cover.holds(ranges.start_ns) & cover.holds(ranges.end_ns - 1)
+    return inside
 
 
 def _open_at(leaves: Annotations, which: Ints, times: Ints) -> Ints:

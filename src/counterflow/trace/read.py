@@ -5,33 +5,24 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from counterflow.errors import TimelineError, TraceError
-from counterflow.timeline import COMPUTE, Timeline, from_chrome
-from counterflow.trace.columns import (
-    COMMUNICATION_SPAN,
-    COMPUTE_SPAN,
-    Annotations,
-    Columns,
-    GpuWork,
-    Ints,
-    Launches,
-)
+from counterflow.errors import TraceError
+from counterflow.trace.columns import Annotations, Columns, GpuWork, Ints, Joiner, Launches
 from counterflow.trace.events import Collector
 from counterflow.trace.scan import Opening, Scan, Unlike
-from counterflow.trace.source import BLOCK, Source, is_packed, opened
-from counterflow.trace.whole import MALFORMED, MOST_FAULTS, Head, head_of, read_whole, recover_events
+from counterflow.trace.source import BLOCK, Source, is_packed, is_regular, opened, rereadable
+from counterflow.trace.whole import MOST_FAULTS, Head, head_of, read_whole, recover_events
 
 PARALLEL_FROM = 48 << 20
 """A plain file of so many bytes is worth starting processes for."""
@@ -79,6 +70,7 @@ class Trace:
 def open_trace(path: str | os.PathLike[str], progress: Progress | None = None) -> Trace:
     """Read a trace of the PyTorch profiler, plain, gzip or zstd, or a timeline that counterflow wrote.
 
+    ``path`` may be a pipe, and "-" is standard input: what comes through it is copied to a temporary file first.
     A large plain file is read by as many processes as there are cores, as long as this process has one thread only
     and its platform can fork. A broken or truncated file gives what could be read, with warnings.
 
@@ -93,17 +85,17 @@ def open_trace(path: str | os.PathLike[str], progress: Progress | None = None) -
         >>> open_trace(path).warnings
         ('the trace holds no GPU work: profile with ProfilerActivity.CUDA',)
     """
-    with _about(path):
-        packed = is_packed(path)
-        total = os.stat(path).st_size
+    with _about(path), rereadable(path) as file:
+        packed = is_packed(file)
+        total = os.stat(file).st_size
         taken = _Taken(progress, total)
-        found = None if packed or total < PARALLEL_FROM or not _may_fork() else _by_processes(path, total, taken)
+        found = None if packed or total < PARALLEL_FROM or not _may_fork() else _by_processes(file, total, taken)
         warnings: list[str] = []
         if found is None:
-            source = Source(path, taken.add)
+            source = Source(file, taken.add)
             found = _by_blocks(source)
             if found is None:
-                source = Source(path)
+                source = Source(file)
                 found = _in_full(source)
             warnings += source.warnings
         taken.done()
@@ -145,7 +137,7 @@ def open_traces(
 
 def _seems_packed(path: str) -> bool:
     try:
-        return is_packed(path)
+        return is_regular(path) and is_packed(path)
     except TraceError:  # reading it will say so
         return False
 
@@ -211,14 +203,14 @@ def _by_blocks(source: Source) -> tuple[Columns, Head] | None:
             scan.feed(block)
     except Unlike:
         return None
-    return _finished([], scan.tail, collector, before)
+    return _rest(scan.tail, collector, before)
 
 
-def _finished(parts: list[Columns], tail: bytes, collector: Collector, before: bytes) -> tuple[Columns, Head]:
-    """With the last slice, and what stands beside the events."""
+def _rest(tail: bytes, collector: Collector, before: bytes) -> tuple[Columns, Head]:
+    """What was collected, with the last slice, and what stands beside the events."""
     head = recover_events(tail, collector)
     head.data = head_of(before) | head.data
-    return Columns.joined([*parts, collector.columns()]), head
+    return collector.columns(), head
 
 
 def _in_full(source: Source) -> tuple[Columns, Head]:
@@ -227,37 +219,7 @@ def _in_full(source: Source) -> tuple[Columns, Head]:
         raise TraceError(f"{source.warnings[0]}, and that is nothing; give a trace as the PyTorch profiler writes it")
     collector = Collector()
     head = read_whole(text, collector)
-    columns = collector.columns()
-    if not len(columns.work) and "format" in head.data:
-        columns = _of_timeline(text)
-    return columns, head
-
-
-def _of_timeline(text: bytes) -> Columns:
-    try:
-        timeline = from_chrome(msgspec.json.decode(text))
-    except (TimelineError, *MALFORMED) as error:
-        raise TraceError(f"the file says that counterflow wrote it, and {error}") from None
-    return _columns_of(timeline)
-
-
-def _columns_of(timeline: Timeline) -> Columns:
-    """Each rank is a device, each of its lanes a stream."""
-    compute = [lane == COMPUTE for lane in timeline.lanes]
-    kinds = np.where(np.array([*compute, False]), COMPUTE_SPAN, COMMUNICATION_SPAN)
-    none = np.zeros(len(timeline), dtype=np.int64)
-    work = GpuWork(
-        start_ns=timeline.start_ns.copy(),
-        end_ns=timeline.end_ns.copy(),
-        name=timeline.name.copy(),
-        kind=kinds[timeline.lane],
-        device=timeline.rank.copy(),
-        stream=timeline.lane.copy(),
-        correlation=none - 1,
-        blocks=none,
-        threads=none.copy(),
-    )
-    return Columns(work, Launches.empty(), Annotations.empty(), tuple(timeline.names))
+    return collector.columns(), head
 
 
 # --- several processes ---------------------------------------------------------------------------------------
@@ -280,23 +242,23 @@ def _by_processes(path: str | os.PathLike[str], total: int, taken: _Taken) -> tu
     opening, before = known
     begins = range(0, total, STRETCH)
     tasks = [(os.fspath(path), opening.text, begin, begin + STRETCH < total) for begin in begins]
-    parts, tail = [], b""
+    joiner, tail = Joiner(), b""
     try:
         with _pool(len(tasks)) as pool:
-            futures = [pool.submit(_stretch, *task) for task in tasks]
+            futures = deque(pool.submit(_stretch, *task) for task in tasks)
             try:
-                for done in as_completed(futures):
-                    done.result()
+                while futures:  # each result is let go once it is taken
+                    columns, left = futures.popleft().result()
+                    joiner.add(columns)
+                    tail = left or tail
                     taken.add(STRETCH)
             finally:
                 pool.shutdown(cancel_futures=True)
-            while futures:  # each result is let go once it is taken
-                columns, left = futures.pop(0).result()
-                parts.append(columns)
-                tail = left or tail
     except (Unlike, BrokenExecutor, OSError):  # also where no process can be started, or one is killed
         return None
-    return _finished(parts, tail, Collector(), before)
+    last, head = _rest(tail, Collector(), before)
+    joiner.add(last)
+    return joiner.columns(), head
 
 
 def _beginning(path: str | os.PathLike[str]) -> bytes:
@@ -313,7 +275,7 @@ def _stretch(path: str, opening: bytes, begin: int, bounded: bool) -> tuple[Colu
         file.seek(begin)
         while not scan.ended and (block := file.read(BLOCK)):
             scan.feed(block)
-    return collector.columns().compact(), b"" if scan.ended or not scan.begun else scan.tail
+    return collector.columns(), b"" if scan.ended or not scan.begun else scan.tail
 
 
 # --- the trace -----------------------------------------------------------------------------------------------
@@ -321,7 +283,7 @@ def _stretch(path: str, opening: bytes, begin: int, bounded: bool) -> tuple[Colu
 
 def _trace(file: str, columns: Columns, head: Head, warnings: list[str]) -> Trace:
     base = head.data.get("baseTimeNanoseconds", 0)
-    if type(base) is not int or not 0 <= base < 2**62:
+    if type(base) is not int or not -(2**62) < base < 2**62:
         warnings.append("the trace's baseTimeNanoseconds is no time: times are counted from its own origin")
         base = 0
     work, launches, annotations = columns.work, columns.launches, columns.annotations

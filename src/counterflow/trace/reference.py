@@ -97,3 +97,21 @@ def exposure_reference(pieces: Iterable[tuple[int, int, str]], start_ns: int, en
         found["other"] += (two - one) * (bool(running) and not computes and not talks)
         found["idle"] += (two - one) * (not running)
     return found
+
+
+def hiding_reference(
+    talks: Iterable[tuple[int, int, str]], computes: Iterable[tuple[int, int, str]]
+) -> dict[tuple[str, str | None], int]:
+    """Nanoseconds of each kind of communication under each kind of compute, instant by instant; None: under none.
+
+    A piece is start, end, and its kind. Where several compute, the one that started first counts.
+    """
+    talks, computes = list(talks), list(computes)
+    found: dict[tuple[str, str | None], int] = {}
+    times = sorted({t for start, end, _ in [*talks, *computes] for t in (start, end)})
+    for one, two in zip(times, times[1:], strict=False):
+        above = [(start, kind) for start, end, kind in computes if start <= one and end >= two]
+        column = min(above, key=lambda pair: pair[0])[1] if above else None
+        for kind in {kind for start, end, kind in talks if start <= one and end >= two}:
+            found[kind, column] = found.get((kind, column), 0) + two - one
+    return found

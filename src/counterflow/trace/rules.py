@@ -41,7 +41,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
     ("NVSHMEM", "transfer", r"(?:nvshmem|rocshmem)"),
     ("symmetric memory", "waiting", _SYMMETRIC + r"(?:barrier|wait_signal)_kernel"),
     ("symmetric memory", "transfer", _SYMMETRIC + r"(?:multimem_\w+|(?:one|two)_shot_all_reduce\w*|put_signal_kernel)"),
-    ("expert transfers", "transfer", r"(?:hybrid_ep|uccl|pplx|mori)::"),
+    ("expert transfers", "transfer", r"(?:hybrid_ep|uccl|pplx|mori)::|(?:\w+::)*a2a_(?:dispatch|combine)"),
     ("custom all-reduce", "transfer", r"(?:[\w{}]+::)*(?:cross_device_reduce|quickreduce)"),
     (
         "named after a collective",

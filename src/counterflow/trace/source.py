@@ -1,10 +1,15 @@
-"""The bytes of a trace in blocks, whichever way they are packed; a broken end is told, not raised."""
+"""The bytes of a trace in blocks, whichever way they come and are packed; a broken end is told, not raised."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import stat
+import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from tempfile import NamedTemporaryFile
 from typing import Any, Protocol
 
 from counterflow.errors import TraceError
@@ -23,6 +28,57 @@ class _Decompressor(Protocol):
     def unused_data(self) -> bytes: ...
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+STANDARD_INPUT = "-"
+"""The path that stands for it, as in other programs."""
+
+
+@contextmanager
+def rereadable(path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
+    """The path, or that of a temporary copy where it is a pipe, which can be read only once, and only by one process.
+
+    Raises:
+        TraceError: the pipe cannot be read, or the copy not be written.
+    """
+    if os.fspath(path) != STANDARD_INPUT and not _flows(path):
+        yield path
+        return
+    with NamedTemporaryFile(prefix="counterflow-") as copy:
+        try:
+            with _flow(path) as pipe:
+                shutil.copyfileobj(pipe, copy, BLOCK)
+            copy.flush()
+        except OSError as error:
+            raise TraceError(
+                f"the pipe cannot be copied to {copy.name} ({error.strerror or error}); write the trace to a file, "
+                "and give that"
+            ) from None
+        yield copy.name
+
+
+def _flow(path: str | os.PathLike[str]) -> Any:
+    if os.fspath(path) != STANDARD_INPUT:
+        return opened(path)
+    if sys.stdin is None:
+        raise TraceError("there is no standard input; give a file")
+    return open(sys.stdin.fileno(), "rb", closefd=False)
+
+
+def is_regular(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a file that can be read again and again; nothing is opened."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _flows(path: str | os.PathLike[str]) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # opening it will say so
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
 
 
 def is_packed(path: str | os.PathLike[str]) -> bool:

@@ -33,7 +33,6 @@ class _File(msgspec.Struct):
     deviceProperties: msgspec.Raw = _NOT_THERE  # noqa: N815
     distributedInfo: msgspec.Raw = _NOT_THERE  # noqa: N815
     baseTimeNanoseconds: msgspec.Raw = _NOT_THERE  # noqa: N815
-    format: msgspec.Raw = _NOT_THERE
 
 
 @dataclass
@@ -68,7 +67,7 @@ def _decoded(text: bytes, collector: Collector) -> Head:
         raise TraceError('the file is JSON without "traceEvents"; give a trace as the PyTorch profiler writes it')
     beside = {
         key: msgspec.json.decode(value)
-        for key in ("deviceProperties", "distributedInfo", "baseTimeNanoseconds", "format")
+        for key in ("deviceProperties", "distributedInfo", "baseTimeNanoseconds")
         if bytes(value := getattr(file, key))
     }
     collector.add(decode_events(bytes(file.traceEvents)))  # last: what fails before it leaves the collector empty

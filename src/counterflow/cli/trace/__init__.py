@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import typer
 
+from counterflow.cli.trace.costs import costs
+from counterflow.cli.trace.diff import diff
 from counterflow.cli.trace.overlap import overlap
+from counterflow.cli.trace.pipeline import pipeline
+from counterflow.cli.trace.report import report
 
 app = typer.Typer(rich_markup_mode=None, help="Read profiler traces: where the time went.", no_args_is_help=True)
 app.command()(overlap)
+app.command()(report)
+app.command()(pipeline)
+app.command()(costs)
+app.command()(diff)
 
 
 @app.callback()

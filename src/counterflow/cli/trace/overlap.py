@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 _PIECES = 5
 _KERNELS = 12
+_COLUMNS = 8
 
 
 def overlap(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Traces, or one folder of them.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Traces, one folder of them, or - for a pipe.")],
     within: Annotated[
         str | None, typer.Option("--within", metavar="NAME", help="Only what was launched inside this annotation.")
     ] = None,
@@ -93,9 +94,9 @@ def _hold(found: list[tuple[Trace, list[Exposure]]], limit: float, said: str | N
 def _entries(trace: Trace, gpus: list[Exposure]) -> Iterator[dict[str, Any]]:
     if not gpus:
         times = dict.fromkeys(_TIMES.values(), 0.0)
-        lists: dict[str, list[Any]] = {key: [] for key in ("streams", "kernels", "phases", "exposed_pieces")}
+        lists: dict[str, list[Any]] = {key: [] for key in (*_LISTS, "exposed_pieces")}
         yield (
-            {"file": trace.file, "rank": trace.rank, "device": None}
+            {"file": trace.file, "rank": trace.rank, "device": None, "phase_source": "none"}
             | times
             | lists
             | {"warnings": list(trace.warnings)}
@@ -105,29 +106,36 @@ def _entries(trace: Trace, gpus: list[Exposure]) -> Iterator[dict[str, Any]]:
             "file": gpu.file,
             "rank": gpu.rank,
             "device": gpu.device,
+            "phase_source": gpu.phase_source,
             **{key: getattr(gpu, name) for name, key in _TIMES.items()},
             "idle_gaps": gpu.idle_gaps,
             "num_exposed_pieces": gpu.num_pieces,
             "sms": gpu.sms,
             "communication_sms": gpu.communication_sms,
-            **{key: [asdict(one) for one in getattr(gpu, key)] for key in ("streams", "kernels", "phases")},
+            **{key: [asdict(one) for one in getattr(gpu, key)] for key in _LISTS},
             "exposed_pieces": [asdict(one) for one in gpu.pieces],
             "warnings": list(gpu.warnings),
         }
 
 
+_LISTS = ("streams", "kernels", "phases", "hiding", "flights")
 _TIMES = {
     "window_us": "window_us",
     "compute_us": "compute_us",
     "communication_us": "communication_us",
     "overlapped_us": "overlapped_us",
     "exposed_us": "exposed_communication_us",
+    "blocking_us": "blocking_us",
+    "not_blocking_us": "not_blocking_us",
     "transfers_us": "transfers_us",
     "exposed_transfers_us": "exposed_transfers_us",
     "waiting_us": "waiting_us",
     "unknown_us": "unknown_us",
     "other_us": "other_us",
     "idle_us": "idle_us",
+    "flights_us": "flights_us",
+    "hidden_flights_us": "hidden_flights_us",
+    "exposed_flights_us": "exposed_flights_us",
 }
 
 
@@ -147,6 +155,8 @@ def _show(trace: Trace, gpus: list[Exposure]) -> None:
         _show_kernels(gpu)
         _show_pieces(gpu)
         _show_phases(gpu)
+        _show_hiding(gpu)
+        _show_flights(gpu)
 
 
 def _show_times(gpu: Exposure) -> None:
@@ -229,9 +239,14 @@ def _show_pieces(gpu: Exposure) -> None:
 
     if not gpu.pieces:
         return
-    print(f"\nexposed in {gpu.num_pieces:,} pieces, the longest:")
+    unknown = gpu.exposed_us - gpu.blocking_us - gpu.not_blocking_us
+    print(
+        f"\nof the exposed time compute waited for {_time(gpu.blocking_us)} µs and did not for "
+        f"{_time(gpu.not_blocking_us)} µs; the trace does not tell of {_time(unknown)} µs"
+    )
+    print(f"exposed in {gpu.num_pieces:,} pieces, the longest:")
     print_table(
-        ["kernel", "at µs", "µs", "launched in", "compute that follows", "launched in"],
+        ["kernel", "at µs", "µs", "phase", "compute that follows", "phase", "outcome"],
         [
             [
                 _short(", ".join(dict.fromkeys(map(function_of, p.kernels)))),
@@ -240,6 +255,7 @@ def _show_pieces(gpu: Exposure) -> None:
                 _short(", ".join(p.phases)),
                 _short(function_of(p.then)) if p.then else "none",
                 _short(p.then_phase),
+                p.waited,
             ]
             for p in gpu.pieces[:_PIECES]
         ],
@@ -251,7 +267,7 @@ def _show_phases(gpu: Exposure) -> None:
         return
     print()
     print_table(
-        ["phase (annotation)", "ranges", "compute µs", "communication µs", "exposed µs", "other µs"],
+        [f"phase, by {gpu.phase_source}", "ranges", "compute µs", "communication µs", "exposed µs", "other µs"],
         [
             [
                 _short(p.name),
@@ -260,6 +276,38 @@ def _show_phases(gpu: Exposure) -> None:
             ]
             for p in gpu.phases
         ],
+    )
+
+
+def _show_hiding(gpu: Exposure) -> None:
+    if not gpu.hiding:
+        return
+    totals: dict[str, float] = {}
+    for row in gpu.hiding:
+        for share in row.under:
+            totals[share.phase] = totals.get(share.phase, 0.0) + share.us
+    largest = set(sorted(totals, key=lambda phase: -totals[phase])[:_COLUMNS])
+    columns = [phase for phase in totals if phase in largest]
+    rest = ["others"] if len(totals) > len(columns) else []
+    rows = []
+    for row in gpu.hiding:
+        under = {share.phase: share.us for share in row.under}
+        others = sum(us for phase, us in under.items() if phase not in largest)
+        cells = [row.communication_us, row.exposed_us, *(under.get(phase, 0.0) for phase in columns), others]
+        rows.append([_short(row.name), *(_time(us) if us else "" for us in cells[: len(columns) + len(rest) + 2])])
+    nameless = "compute of no phase" if gpu.phases else "compute"
+    print("\nwhat hides which communication, µs:")
+    print_table(["", "communication", "exposed", *(f"under {_short(c) or nameless}" for c in columns), *rest], rows)
+
+
+def _show_flights(gpu: Exposure) -> None:
+    if not gpu.flights:
+        return
+    print("\nlow-latency transfers in flight, between the kernel that sends and the one that receives:")
+    rows = [(f.name, f.count, f.flight_us, f.hidden_us, f.exposed_us) for f in gpu.flights]
+    print_table(
+        ["", "flights", "µs", "hidden under compute", "exposed"],
+        [[name, f"{count:,}", *map(_time, times)] for name, count, *times in rows],
     )
 
 

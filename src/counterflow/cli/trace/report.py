@@ -1,0 +1,55 @@
+"""The verb trace report: one page to look at where the time of a profiled run went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from counterflow.cli.options import Json
+from counterflow.cli.output import counted, print_json, printable, writing
+from counterflow.cli.trace.progress import reading
+from counterflow.errors import CounterflowError
+
+
+def report(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Traces or timelines, or one folder of them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write, an .html.")],
+    within: Annotated[
+        str | None, typer.Option("--within", metavar="NAME", help="Only what was launched inside this annotation.")
+    ] = None,
+    rules: Annotated[
+        Path | None, typer.Option("--rules", help="A JSON file that tells what further kernels are.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one page that shows where the time went, and the communication that no compute hid.
+
+    The page needs no network and nothing beside it: open it in any browser, or send it on.
+
+    \b
+    Example:
+      counterflow trace report rank0.json.gz rank1.json.gz -o page.html
+    """
+    from counterflow.files import write_text
+    from counterflow.report import trace_page
+    from counterflow.trace import Rules, open_traces
+
+    if output.suffix not in (".html", ".htm"):
+        raise CounterflowError(f"{output} ends in {output.suffix!r}; a report is a page: give an .html")
+    chosen = Rules.read(rules) if rules is not None else None
+    with reading(files) as progress:
+        traces = open_traces(files[0] if len(files) == 1 else files, progress=progress)
+    page = trace_page(traces, chosen, within)
+    with writing(output):
+        write_text(output, page.html)
+    if as_json:
+        drawn = {"gpus": page.num_gpus, "slices": page.num_slices, "left_out": page.num_left_out}
+        print_json({"file": str(output), **drawn})
+        return
+    left_out = f", {page.num_left_out:,} left out" if page.num_left_out else ""
+    print(
+        f"wrote {printable(str(output))}: {counted(page.num_gpus, 'GPU')}, {page.num_slices:,} slices{left_out}: "
+        "open it in a browser"
+    )

@@ -1,0 +1,52 @@
+"""Communication that takes SMs: rows leave the GPU and come back, all of it done by a number of thread blocks."""
+
+import torch
+import triton  # type: ignore[import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
+from torch import Tensor
+
+_WORDS, _WARPS = 4096, 16
+PIECES_AWAY = 2
+"""So many pieces of a block are in host memory at a time: while one leaves, an earlier one comes back."""
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def loopback_kernel(source, target, host, words, abroad, BLOCK: tl.constexpr, AWAY: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Each block carries every so many-th piece of ``BLOCK`` words of 8 bytes, with room of its own in ``host``.
+
+    The first ``abroad`` words go by way of the host, the rest straight to ``target``.
+    """
+    place = tl.arange(0, BLOCK)
+    room = host + tl.program_id(0) * AWAY * BLOCK
+    step = tl.num_programs(0) * BLOCK
+    first = tl.program_id(0) * BLOCK
+    pieces = tl.cdiv(abroad - first, step)
+    for number in range(0, pieces + 1):
+        if number > 0:
+            back = first + (number - 1) * step + place
+            came = tl.load(room + ((number - 1) % AWAY) * BLOCK + place, mask=back < abroad)
+            tl.store(target + back, came, mask=back < abroad)
+        if number < pieces:
+            out = first + number * step + place
+            tl.store(
+                room + (number % AWAY) * BLOCK + place, tl.load(source + out, mask=out < abroad), mask=out < abroad
+            )
+        # A thread block reads what its own threads have written, so a barrier among them is enough.
+        tl.debug_barrier()
+    for begin in range(abroad + first, words, step):
+        stays = begin + place
+        tl.store(target + stays, tl.load(source + stays, mask=stays < words), mask=stays < words)
+
+
+def host_bytes(ctas: int) -> int:
+    """How much pinned memory ``carry`` needs."""
+    return ctas * PIECES_AWAY * _WORDS * 8
+
+
+def carry(target: Tensor, source: Tensor, host: Tensor, abroad: int, ctas: int) -> None:
+    """``source`` to ``target``, its first ``abroad`` bytes through ``host``, by ``ctas`` blocks on the current stream.
+
+    All are flat, of bytes, and of a multiple of 8.
+    """
+    words = [tensor.view(torch.int64) for tensor in (source, target, host)]
+    loopback_kernel[(ctas,)](*words, len(words[0]), abroad // 8, BLOCK=_WORDS, AWAY=PIECES_AWAY, num_warps=_WARPS)
