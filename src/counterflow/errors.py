@@ -42,6 +42,10 @@ class ReportError(CounterflowError, ValueError):
     """A picture or page cannot be made as asked."""
 
 
+class ModelError(CounterflowError, ValueError):
+    """A model cannot be built as asked, or is given what it cannot take."""
+
+
 class PipelineError(CounterflowError, RuntimeError):
     """A pipeline was built or called wrongly, or a step failed."""
 

@@ -11,11 +11,8 @@ PIECES_AWAY = 2
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def loopback_kernel(source, target, host, words, abroad, BLOCK: tl.constexpr, AWAY: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Each block carries every so many-th piece of ``BLOCK`` words of 8 bytes, with room of its own in ``host``.
-
-    The first ``abroad`` words go by way of the host, the rest straight to ``target``.
-    """
+def loopback_kernel(source, target, host, abroad, BLOCK: tl.constexpr, AWAY: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Each block carries every so many-th piece of ``BLOCK`` words of 8 bytes, with room of its own in ``host``."""
     place = tl.arange(0, BLOCK)
     room = host + tl.program_id(0) * AWAY * BLOCK
     step = tl.num_programs(0) * BLOCK
@@ -33,9 +30,6 @@ def loopback_kernel(source, target, host, words, abroad, BLOCK: tl.constexpr, AW
             )
         # A thread block reads what its own threads have written, so a barrier among them is enough.
         tl.debug_barrier()
-    for begin in range(abroad + first, words, step):
-        stays = begin + place
-        tl.store(target + stays, tl.load(source + stays, mask=stays < words), mask=stays < words)
 
 
 def host_bytes(ctas: int) -> int:
@@ -43,10 +37,10 @@ def host_bytes(ctas: int) -> int:
     return ctas * PIECES_AWAY * _WORDS * 8
 
 
-def carry(target: Tensor, source: Tensor, host: Tensor, abroad: int, ctas: int) -> None:
-    """``source`` to ``target``, its first ``abroad`` bytes through ``host``, by ``ctas`` blocks on the current stream.
+def carry(target: Tensor, source: Tensor, host: Tensor, ctas: int) -> None:
+    """``source`` to ``target`` through ``host``, by ``ctas`` blocks on the current stream.
 
     All are flat, of bytes, and of a multiple of 8.
     """
     words = [tensor.view(torch.int64) for tensor in (source, target, host)]
-    loopback_kernel[(ctas,)](*words, len(words[0]), abroad // 8, BLOCK=_WORDS, AWAY=PIECES_AWAY, num_warps=_WARPS)
+    loopback_kernel[(ctas,)](*words, len(words[0]), BLOCK=_WORDS, AWAY=PIECES_AWAY, num_warps=_WARPS)

@@ -2,7 +2,8 @@
 
 This is the stand-in for a network where there is but one GPU. Real bytes cross PCIe both ways at once, on copy engines
 or by kernels that take multiprocessors away from compute, and contend for memory with whatever runs beside them. What
-it cannot show: barriers, stragglers, several senders to one receiver, and the cost of preparing a transfer.
+it cannot show: barriers, stragglers, several senders to one receiver, what passes within a node, and the cost of
+preparing a transfer.
 """
 
 from __future__ import annotations
@@ -16,24 +17,27 @@ from torch import Tensor
 from counterflow.errors import PipelineError
 from counterflow.runtime.exchange import Arrival, Here, Ready, Rows
 
-NOT_SHOWN = "no barriers, no stragglers, no several senders to one receiver: rows of one GPU to host memory and back"
+NOT_SHOWN = (
+    "rows of one GPU go to host memory and back: no barriers, no stragglers, no several senders to one receiver, "
+    "nothing of what passes within a node"
+)
 """To be said beside every figure."""
 
 
 class LoopbackExchange:
-    """Rank 0 of ``num_ranks``, alone: what it sends comes back to it, as if the others had sent the like.
+    """The last of ``num_ranks`` ranks, alone: what it sends comes back, as if the others had sent the like.
 
-    Where more rows come than go, the first ones come twice; where fewer come, the last ones do not. Its rows take a way
-    of ``dispatch_bytes`` or, with results, ``combine_bytes`` in each direction, some of them again if that is more than
-    they have; the rest of them is copied within the GPU, as if it stayed on the node. With ``ctas`` that many thread
-    blocks of one kernel do all of it; with 0 the copy engines do. These take pieces of ``piece_bytes``, ``num_pieces``
-    of which have room in host memory, so that both directions are busy at once.
+    Its rows take a way of ``dispatch_bytes`` or, with results, ``combine_bytes`` in each direction, some of them again
+    if that is more than they have. They come back to where they were, for they have not changed: what is not on the
+    wire does not move, and ``target`` becomes the memory of ``source``. Only where more rows come than go are they
+    copied, the first ones twice.
+
+    With ``ctas`` that many thread blocks of one kernel do the carrying; with 0 the copy engines do. These take pieces
+    of ``piece_bytes``, ``num_pieces`` of which have room in host memory, so that both directions are busy at once.
 
     Raises:
         PipelineError: a number of bytes or of thread blocks is negative.
     """
-
-    rank = 0
 
     def __init__(
         self,
@@ -51,17 +55,19 @@ class LoopbackExchange:
             )
         if ctas < 0:
             raise PipelineError(f"a loopback got {ctas} CTAs; give 0 for copy engines, or how many")
-        self.num_ranks = num_ranks
+        self.num_ranks, self.rank = num_ranks, num_ranks - 1
         self._bytes = {False: dispatch_bytes, True: combine_bytes}
         self.ctas, self._piece_bytes, self._num_pieces = ctas, piece_bytes, num_pieces
         self._wire: _HostWire | _EngineWire | _KernelWire | None = None
 
     def counts(self, rows: Tensor) -> Tensor:
         """What it sends to itself, from everyone."""
-        return rows[:1].expand_as(rows).contiguous()
+        return rows[-1:].expand_as(rows).contiguous()
 
     def start(self, source: Tensor, target: Tensor, rows: Rows, ready: Ready) -> Arrival:
         """Out and back, behind ``ready``."""
+        if len(target) <= len(source):
+            target.set_(source[: len(target)])  # type: ignore[call-overload]
         out, into = source.view(-1).view(torch.uint8), target.view(-1).view(torch.uint8)
         bytes_ = self._bytes[rows.returning] // _ALIGNED * _ALIGNED
         if self._wire is None:
@@ -87,13 +93,13 @@ def _pieces(common: int, bytes_: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _stay(out: Tensor, into: Tensor, abroad: int) -> None:
-    """Copy the bytes behind ``abroad``, from the beginning again where ``out`` ends too soon."""
-    end = min(len(out), len(into))
-    into[abroad:end].copy_(out[abroad:end], non_blocking=True)
-    while len(out) and end < len(into):
-        more = min(len(out), len(into) - end)
-        into[end : end + more].copy_(out[:more], non_blocking=True)
-        end += more
+    """Copy the bytes behind ``abroad``, and from the beginning again, where more come than go; else they are there."""
+    if len(into) <= len(out):
+        return
+    into[abroad : len(out)].copy_(out[abroad:], non_blocking=True)
+    for begin in range(len(out), len(into), max(len(out), 1)):
+        part = into[begin : begin + len(out)]
+        part.copy_(out[: len(part)], non_blocking=True)
 
 
 class _HostWire:
@@ -167,13 +173,9 @@ class _KernelWire:
         self._stream.wait_event(ready)
         common = min(len(out), len(into))
         with torch.cuda.stream(self._stream):
-            if common < len(into):
-                _stay(out, into, common)
-            while common:
-                carry(into[:common], out[:common], self._host, min(bytes_, common), self._ctas)
-                bytes_ -= common
-                if bytes_ <= 0:
-                    break
+            _stay(out, into, min(bytes_, common))
+            for begin, end in _pieces(common, bytes_, common):
+                carry(into[begin:end], out[begin:end], self._host, self._ctas)
         return _Arrived(_behind(self._stream))
 
 

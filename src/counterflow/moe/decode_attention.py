@@ -1,0 +1,49 @@
+"""Attention of one folded query each over cached latents: in one kernel where there is one, else in plain torch."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from counterflow.moe.kernels import is_power_of_two, kernels_run
+
+_SMALLEST = 16
+"""Of the sides of a tile that tensor cores multiply."""
+
+
+def mixed_latents(folded: Tensor, latents: Tensor, positions: Tensor, width: int, scale: float) -> Tensor:
+    """What queries mix out of the first ``width`` features of the latents they see: [n, heads, width].
+
+    Query i of ``folded`` [n, heads, features] sees those of ``latents`` [n, room, features] that stand at
+    ``positions[i]`` or before it, int64 [n], and scores them by ``scale`` times their product. In bfloat16 on a GPU,
+    without gradient, one kernel adds in float32 and keeps no scores in memory.
+    """
+    if has_kernel(folded, width):
+        from counterflow.moe.decode_attention_kernel import mixed_by_kernel
+
+        return mixed_by_kernel(folded, latents, positions, width, scale)
+    return mixed_plainly(folded, latents, positions, width, scale)
+
+
+def mixed_plainly(folded: Tensor, latents: Tensor, positions: Tensor, width: int, scale: float) -> Tensor:
+    """The same, step by step."""
+    scores = (folded @ latents.mT) * scale
+    ahead = torch.arange(latents.shape[1], device=latents.device) > positions[:, None]
+    precise = torch.promote_types(scores.dtype, torch.float32)
+    shares = scores.masked_fill(ahead[:, None], float("-inf")).softmax(dim=-1, dtype=precise).to(scores.dtype)
+    return shares @ latents[..., :width]
+
+
+def has_kernel(folded: Tensor, width: int) -> bool:
+    """Whether one kernel does it: in bfloat16, with features that come in powers of two, on a Hopper or newer."""
+    sides = width, folded.shape[2] - width
+    fits = all(side >= _SMALLEST and is_power_of_two(side) for side in sides)
+    return fits and folded.dtype == torch.bfloat16 and kernels_run(folded) and copies_tiles(folded.device)
+
+
+@cache
+def copies_tiles(device: torch.device) -> bool:
+    """Whether multiprocessors of this GPU have an engine that copies tiles."""
+    return torch.cuda.get_device_capability(device) >= (9, 0)

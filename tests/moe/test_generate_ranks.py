@@ -1,0 +1,69 @@
+"""Generation over ranks that share the experts, each with requests of its own: the tokens of one rank alone.
+
+As a script, ``test_generate_ranks.py FOLDER``, it is one of these ranks.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from counterflow.errors import ModelError
+from counterflow.moe import PRESETS, stage
+from counterflow.moe.generate import generate
+from counterflow.runtime import ProcessGroupExchange, launch
+
+TINY = replace(PRESETS["tiny"], layers=2)
+NEW_TOKENS = 4
+CASES = {
+    "several requests each": [[3, 9, 4], [1, 5]],
+    "one rank has a single request": [[3, 9, 4], [6]],
+    "one rank has a single token": [[3, 9, 4], [1]],
+}
+"""The lengths of each rank's prompts."""
+
+
+def prompts_of(lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return [torch.randint(TINY.vocabulary, (length,), generator=generator).tolist() for length in lengths]
+
+
+def model(**options: Any) -> nn.Sequential:
+    return stage(TINY, 0, 1, dtype=torch.float64, **options)
+
+
+def test_each_rank_makes_the_tokens_that_it_would_alone(tmp_path: Path) -> None:
+    from runtime.processes import surroundings
+
+    with surroundings():
+        launch([sys.executable, __file__, str(tmp_path)], 2, timeout_s=60, logs=tmp_path / "logs")
+    alone = model()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank-{rank}.pt")
+        for name, lengths in CASES.items():
+            assert found[name] == generate(alone, prompts_of(lengths[rank]), NEW_TOKENS).tolist(), name
+        assert "the ranks were asked for [1, 2] new tokens" in found["different numbers"]
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    here = model(exchange=ProcessGroupExchange())
+    found: dict[str, Any] = {
+        name: generate(here, prompts_of(lengths[rank]), NEW_TOKENS).tolist() for name, lengths in CASES.items()
+    }
+    try:
+        generate(here, [[1], [2]], 1 + rank)
+    except ModelError as error:
+        found["different numbers"] = str(error)
+    torch.save(found, Path(folder) / f"rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

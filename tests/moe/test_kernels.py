@@ -1,0 +1,204 @@
+"""The kernels give what plain torch gives: on a GPU, or where TRITON_INTERPRET=1 says so, in Triton's interpreter.
+
+Whole numbers are equal; attention adds in another order, so it is held to float64 within what the plain steps err.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+
+from counterflow.moe import PRESETS
+from counterflow.moe.decode_attention import mixed_latents, mixed_plainly
+from counterflow.moe.dispatch import by_slot, counted, inverse_of, serving_slots
+from counterflow.moe.router import Router
+from counterflow.moe.turning import rates, turned_behind, turned_plainly
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CUDA = torch.cuda.is_available()
+needs_kernels = pytest.mark.skipif(
+    not CUDA and not INTERPRETED, reason="torch sees no GPU here, and TRITON_INTERPRET=1 is not set"
+)
+needs_cuda = pytest.mark.skipif(not CUDA, reason="torch sees no GPU here")
+DEVICE = "cuda" if CUDA else "cpu"
+# The interpreter multiplies the bits of bfloat16 numbers as if they were whole numbers.
+DTYPE = torch.bfloat16 if CUDA else torch.float32
+
+
+@pytest.mark.skipif(CUDA, reason="the GPU here runs the kernels itself")
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's run")
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_the_interpreter_agrees_where_there_is_no_gpu() -> None:
+    # In a process of its own, for what triton does is settled when it is first imported.
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", __file__]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def attention(n: int, heads: int, width: int, turned: int, room: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, latents and positions; what nobody may look at is large."""
+    generator = torch.Generator().manual_seed(n * heads + room)
+    query = torch.randn(n, heads, width + turned, generator=generator)
+    latents = torch.randn(n, room, width + turned, generator=generator)
+    positions = torch.randint(0, room, (n,), generator=generator)
+    positions[0], positions[-1] = 0, room - 1
+    latents[torch.arange(room) > positions[:, None]] = 1000.0
+    return query.to(DEVICE, DTYPE), latents.to(DEVICE, DTYPE), positions.to(DEVICE)
+
+
+SHAPES = [(3, 5, 32, 16, 200), (2, 70, 64, 16, 130)] + [(5, 128, 512, 64, 1000), (64, 16, 256, 32, 300)] * CUDA
+
+
+@needs_kernels
+@pytest.mark.parametrize("parts", [None, 1, 2, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_errs_no_more_than_the_plain_steps_do(shape: tuple[int, ...], parts: int | None) -> None:
+    from counterflow.moe.decode_attention_kernel import mixed_by_kernel
+
+    query, latents, positions = attention(*shape)
+    width, scale = shape[2], 0.1
+    exact = mixed_plainly(query.double(), latents.double(), positions, width, scale)
+    plain = (mixed_plainly(query, latents, positions, width, scale) - exact).abs().max()
+    assert (mixed_by_kernel(query, latents, positions, width, scale, parts) - exact).abs().max() <= 2 * plain
+
+
+@needs_kernels
+def test_one_key_is_taken_as_it_is() -> None:
+    from counterflow.moe.decode_attention_kernel import mixed_by_kernel
+
+    query, latents, _ = attention(3, 4, 32, 16, 70)
+    mixed = mixed_by_kernel(query, latents, torch.zeros(3, dtype=torch.int64, device=DEVICE), 32, 0.1)
+    assert torch.equal(mixed, latents[:, :1, :32].expand_as(mixed))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("heads", "width"), [(1, 16), (3, 48), (128, 144)])
+def test_rows_are_turned_alike_there_and_back(heads: int, width: int) -> None:
+    from counterflow.moe.turning_kernel import turn_by_kernel
+
+    generator = torch.Generator().manual_seed(heads)
+    whole = torch.randn(2, 7, heads, width + 8 * (heads == 1), generator=generator).to(DEVICE, DTYPE)
+    x = whole[..., -width:]  # one head's rows lie apart
+    positions, by = torch.arange(3000, 3007, device=DEVICE), rates(16, 10000.0, x.device, torch.float32)
+    turned = turn_by_kernel(x, positions, by, 1.0)
+    plain = turned_plainly(x, positions, 16, 10000.0)
+    torch.testing.assert_close(turned, plain, rtol=1e-2 if CUDA else 1e-5, atol=1e-5)
+    assert torch.equal(turned[..., : width - 16], x[..., : width - 16])
+    back = turn_by_kernel(turned.transpose(0, 1).contiguous().transpose(0, 1), positions, by, -1.0)
+    torch.testing.assert_close(back, x, rtol=2e-2 if CUDA else 1e-5, atol=2e-2 if CUDA else 1e-5)
+
+
+@needs_cuda
+def test_the_gradient_is_turned_as_that_of_the_plain_steps() -> None:
+    x = torch.randn(2, 7, 4, 48, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    positions, grad = torch.arange(7, device="cuda"), torch.randn_like(x)
+    found = [torch.autograd.grad(turn(x, positions, 16, 100.0), x, grad) for turn in (turned_behind, turned_plainly)]
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
+
+
+@needs_kernels
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("preset", ["tiny", "small", "v3-layer"])
+def test_the_same_experts_are_chosen(preset: str, balanced: bool) -> None:
+    from counterflow.moe.routing_kernel import choose_by_kernel
+
+    config = replace(PRESETS[preset], hidden=16)
+    router = Router(config).to(DEVICE)
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    torch.nn.init.normal_(router.weight, generator=generator)
+    router.bias.normal_(generator=generator)
+    router.balanced = balanced
+    x = torch.randn(37, 16, generator=generator, device=DEVICE)
+    weights, chosen = router(x)
+    counts = router.counts.clone()
+    scores = torch.nn.functional.linear(x, router.weight).sigmoid().detach()
+    own, same = choose_by_kernel(scores, router.bias, counts, config, torch.float32, balanced=balanced)
+    assert torch.equal(same, chosen)
+    assert torch.equal(counts, 2 * router.counts)
+    torch.testing.assert_close(own, weights.detach(), rtol=1e-6, atol=0)
+
+
+@needs_kernels
+def test_of_equal_experts_those_with_lower_numbers_are_chosen() -> None:
+    from counterflow.moe.routing_kernel import choose_by_kernel
+
+    config = replace(PRESETS["tiny"], hidden=16)
+    scores, bias = torch.full((2, config.experts), 0.5, device=DEVICE), torch.zeros(config.experts, device=DEVICE)
+    counts = torch.zeros(config.experts, dtype=torch.int64, device=DEVICE)
+    _, chosen = choose_by_kernel(scores, bias, counts, config, torch.float32, balanced=False)
+    assert chosen.tolist() == [[0, 1, 2, 3]] * 2
+
+
+def replicas(experts: int, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
+    """A table of slots in any order, the copies of each expert, and how many slots there are."""
+    copies = torch.randint(1, most + 1, (experts,), generator=generator)
+    slots = int(copies.sum())
+    table = torch.zeros(experts, most, dtype=torch.int64)
+    table[torch.arange(most) < copies[:, None]] = torch.randperm(slots, generator=generator)
+    return table, copies, slots
+
+
+@needs_kernels
+@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize(("tokens", "experts", "top_k"), [(1, 16, 1), (9, 16, 4), (64, 256, 8)])
+def test_rows_are_sorted_alike(tokens: int, experts: int, top_k: int, most: int) -> None:
+    from counterflow.moe.routing_kernel import sort_by_kernel
+
+    generator = torch.Generator().manual_seed(tokens)
+    table, copies, num_slots = replicas(experts, most, generator)
+    chosen = torch.stack([torch.randperm(experts, generator=generator)[:top_k] for _ in range(tokens)])
+    slots = serving_slots(chosen, table, copies, 2)
+    order = slots.argsort(stable=True)
+    found = sort_by_kernel(chosen.to(DEVICE), table.to(DEVICE), copies.to(DEVICE), 2, num_slots)
+    for own, plain in zip(found, (order, inverse_of(order), counted(slots, num_slots)), strict=True):
+        assert torch.equal(own.cpu(), plain)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("ranks", "slots"), [(1, 4), (3, 5), (8, 2), (128, 2)])
+def test_rows_that_came_are_sorted_alike(ranks: int, slots: int) -> None:
+    from counterflow.moe.routing_kernel import arrive_by_kernel
+
+    counts = torch.randint(0, 5, (ranks, slots), generator=torch.Generator().manual_seed(ranks))
+    rows = int(counts.sum())
+    order = by_slot(counts, rows)
+    found = arrive_by_kernel(counts.to(DEVICE), rows)
+    for own, plain in zip(found, (order, inverse_of(order), counts.sum(0).cumsum(0)), strict=True):
+        assert torch.equal(own.cpu(), plain)
+
+
+@needs_cuda
+def test_decode_attention_can_be_captured_and_reads_its_positions_anew() -> None:
+    query, latents, positions = attention(4, 16, 64, 16, 300)
+    with torch.no_grad():
+        mixed_latents(query, latents, positions, 64, 0.1)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = mixed_latents(query, latents, positions, 64, 0.1)
+        positions.copy_(torch.tensor([7, 0, 299, 150]))
+        graph.replay()
+        assert torch.equal(captured, mixed_latents(query, latents, positions, 64, 0.1))
+
+
+@needs_cuda
+def test_a_block_decodes_alike_with_and_without_kernels() -> None:
+    from counterflow.moe import Decode, LatentCache, MixtureBlock
+    from counterflow.moe.model import made_on
+
+    config = replace(PRESETS["small"], layers=1)
+    with made_on(torch.device("cuda"), torch.bfloat16):
+        block = MixtureBlock(config, 0)
+        x = torch.randn(8, config.hidden)
+    cache = LatentCache(config, 8, 64, torch.bfloat16, "cuda")
+    cache.latents.normal_()
+    batch = Decode(cache, 0, torch.full((8,), 40, device="cuda"))
+    with torch.no_grad():
+        fast = block(x, batch)
+    plain = block(x, batch).detach()
+    torch.testing.assert_close(fast, plain, rtol=0.05, atol=0.05)
