@@ -18,9 +18,12 @@ from counterflow.experts import (
     alternatives,
     balance_scenarios,
     copies_per_token,
+    move_frontier,
     read_placement,
     read_served,
+    resize,
     write_placement,
+    write_served,
 )
 
 Run = Callable[..., str]
@@ -99,14 +102,67 @@ def test_no_more_moves_than_allowed(out: Run, file: Path, tmp_path: Path) -> Non
         assert data["physical_to_logical"] == plan.new.physical_to_logical.tolist()
 
 
-def test_with_more_slots_than_serve_now_the_best_placement_is_laid_beside(out: Run, file: Path, tmp_path: Path) -> None:
+def test_with_other_slots_the_fewest_experts_move_and_it_goes_on_from_there(
+    out: Run, file: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "current.json"
     current = balance(LOADS, 8, 4)
     write_placement(path, current)
     data = json.loads(out(file, *SIZES, "--current", path, "--json"))
-    plan = plan_migration(current, balance(LOADS, 12, 4))
+    resized = resize(current, LOADS, num_replicas=12)
+    plan = plan_migration(current, balance(LOADS, 12, 4, current=resized.placement))
     assert data["physical_to_logical"] == plan.new.physical_to_logical.tolist()
-    assert data["moves"] == plan.moves.sum()
+    assert (data["moves"], data["fewest_moves"], data["reload"], data["lost_gpus"]) == (plan.moves.sum(), 0, [], [])
+
+
+def test_what_is_gone_with_lost_gpus_is_named(out: Run, refusal: Run, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "current.json"
+    current = balance(LOADS, 12, 4)
+    write_placement(path, current)
+    lost = ["--replicas", "9", "--gpus", "3", "--current", path, "--lost-gpus", "1"]
+    data = json.loads(out(file, *lost, "--json"))
+    resized = resize(current, LOADS, lost_gpus=[1])
+    assert data["reload"] == [list(gone) for gone in resized.reload] != []
+    assert (data["lost_gpus"], data["fewest_moves"]) == ([1], resized.fewest.sum())
+    least = json.loads(out(file, *lost, "--max-moves", str(resized.fewest.sum()), "--json"))
+    assert least["moves"] == resized.fewest.sum() <= data["moves"]
+    assert least["physical_to_logical"] == resized.placement.physical_to_logical.tolist()
+    told = " ".join(out(file, *lost).split())
+    layer, expert = resized.reload[0]
+    assert f"takes {resized.fewest.sum()} of them: no way takes fewer." in told
+    assert f"No GPU has a copy any more of expert {expert} of layer {layer}" in told
+    assert f"load {len(resized.reload)} experts from a checkpoint" in told
+    assert f"{resized.fewest.sum()} of them have to move, and --max-moves allows 0" in refusal(
+        file, *lost, "--max-moves", "0"
+    )
+
+
+def test_the_maps_of_engines_are_of_the_gpus_there_are_and_those_lost(out: Run, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "map.json"
+    current = balance(LOADS, 12, 4)
+    write_served(path, current, "sglang")
+    data = json.loads(out(file, "--replicas", "9", "--gpus", "3", "--current", path, "--lost-gpus", "1,1", "--json"))
+    assert data["fewest_moves"] == resize(current, LOADS, lost_gpus=[1]).fewest.sum()
+
+
+def test_the_frontier_is_told_plotted_and_taken(out: Run, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "current.json"
+    current = balance(LOADS[::-1], 12, 4)
+    write_placement(path, current)
+    found = move_frontier(LOADS, current)
+    plot = tmp_path / "frontier.svg"
+    data = json.loads(out(file, *SIZES, "--current", path, "--frontier", "--plot", plot, "--json"))["frontier"]
+    assert (data["moves"], data["balancedness"]) == (found.moves.tolist(), found.balancedness.tolist())
+    assert (data["knee"], data["as_published"]) == (found.moves[found.knee], found.moves[found.as_published])
+    assert plot.read_text(encoding="utf-8").count("<title>") >= 2 * len(found.moves)
+    told = out(file, *SIZES, "--current", path, "--frontier")
+    assert re.search(rf"^The knee: {data['knee']} moves? \(", told, re.MULTILINE)
+    taken = json.loads(out(file, *SIZES, "--current", path, "--frontier", "--max-moves", str(data["knee"]), "--json"))
+    assert np.mean(taken["balancedness"]) == pytest.approx(found.balancedness[found.knee])
+    assert all(bound <= load for bound, load in zip(taken["max_load_bound"], taken["max_load"], strict=True))
+    best = tmp_path / "best.json"
+    write_placement(best, balance(LOADS, 12, 4))
+    assert "no number of moves makes it more balanced" in out(file, *SIZES, "--current", best, "--frontier")
 
 
 # --- the table ----------------------------------------------------------------------------------------------
@@ -453,10 +509,20 @@ def test_what_holds_no_loads_is_one_sentence_that_names_the_file(
         ("--replicas 12 --gpus 4 --key code", "{file}: a .npy file has no array named 'code'"),
         ("--replicas 12 --gpus 4 -o {file}/p.json", "{file}/p.json cannot be written (File exists)"),
         ("--replicas 12 --gpus 4 --current {file}x", "{file}x cannot be read (No such file or directory)"),
-        ("--replicas 12 --gpus 2 --current {wide}", "{wide}: the old placement has 4 GPUs left and the new one 2"),
+        ("--replicas 12 --gpus 2 --current {wide}", "{wide}: it has 4 GPUs left and --gpus says 2; name those"),
         ("--replicas 12 --gpus 4 --max-moves 3", "--max-moves 3 needs the placement that serves now; give it with"),
         ("--replicas 12 --gpus 4 --max-moves -1 --current {wide}", "Invalid value for '--max-moves'"),
-        ("--replicas 8 --gpus 4 --max-moves 3 --current {wide}", "{wide}: the current placement has 12 slots on 4"),
+        ("--replicas 10 --gpus 5 --max-moves 1 --current {wide}", "{wide}: before all experts are live on 5 GPUs with"),
+        ("--replicas 12 --gpus 4 --lost-gpus 1", "--lost-gpus 1 needs the placement that serves now; give it with"),
+        ("--replicas 12 --gpus 4 --frontier", "--frontier needs the placement that serves now; give it with"),
+        (
+            "--replicas 12 --gpus 4 --lost-gpus a --current {wide}",
+            "--lost-gpus is 'a'; give the numbers of GPUs, as in",
+        ),
+        ("--replicas 12 --gpus 4 --lost-gpus 9 --current {wide}", "{wide}: the lost GPU 9 is none of the current plac"),
+        ("--replicas 12 --gpus 4 --plot f.svg --current {wide}", "--plot f.svg plots the frontier; give --frontier as"),
+        ("--replicas 12 --gpus 4 --frontier --plot f.gif --current {wide}", "f.gif ends in '.gif'; a picture is drawn"),
+        ("{wide} --replicas 12 --gpus 4 --frontier --current {wide}", "--frontier is for one file, and 2 were given;"),
         ("--replicas 12 --gpus 4 --current {file}", "{file}: 'utf-8' codec can't decode"),
         ("--replicas 12 --gpus 4 --node-spill 0.1", "{file}: node_spill is 0.1, but no groups are kept on nodes here"),
         (

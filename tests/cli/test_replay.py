@@ -13,7 +13,16 @@ import pytest
 
 from counterflow.cli import main
 from counterflow.cli.replay import Policy
-from counterflow.experts import POLICIES, STALL_ASSUMES, ReplaySettings, replay, sweep_replicas, worthwhile
+from counterflow.experts import (
+    POLICIES,
+    STALL_ASSUMES,
+    ReplaySettings,
+    alternatives,
+    copies_per_token,
+    replay,
+    sweep_replicas,
+    worthwhile,
+)
 from counterflow.report.png import has_font
 
 Run = Callable[..., str]
@@ -288,3 +297,55 @@ def test_on_recorded_loads_few_moves_are_worth_about_what_many_are(out: Run) -> 
     assert abs(even["current"] - even["published"]) < 0.01
     assert found["current"]["moves"] < found["published"]["moves"] / 5
     assert even["balance"] < even["hindsight"] < even["oracle"]
+
+
+# --- what crosses nodes -------------------------------------------------------------------------------------
+
+ROUTES = np.random.default_rng(4).integers(0, 8, (40, 3, 2))
+ON_NODES = [*SIZES, "--nodes", "2", "--groups", "4"]
+
+
+def test_token_copies_between_nodes_are_those_of_the_last_placement_and_of_each_way_to_place(
+    out: Run, file: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "routes.npy", ROUTES)
+    data = json.loads(out(file, *ON_NODES, "--routes", tmp_path / "routes.npy", "--json"))
+    for each in data["policies"]:
+        last = replay(WINDOWS, each["policy"], 12, 4, 2, 4, SETTINGS).last
+        assert each["copies_per_token"] == pytest.approx(copies_per_token(ROUTES, last).mean())
+    ways = alternatives(WINDOWS.sum(axis=0), 12, 4, 2, 4)
+    assert list(data["ways"]) == ["published", "hierarchical", "global", "spill"]
+    for name, way in ways.items():
+        assert data["ways"][name]["copies_per_token"] == pytest.approx(copies_per_token(ROUTES, way).mean())
+    told = out(file, *ON_NODES, "--routes", tmp_path / "routes.npy")
+    lines = {line.split("  ")[0]: line for line in told.splitlines()}
+    assert lines["policy"].endswith("copies")
+    assert lines["oracle"].endswith(f"{data['policies'][-1]['copies_per_token']:.3f}")
+    assert lines["spill of 0.05"].endswith(f"{data['ways']['spill']['copies_per_token']:.3f}")
+
+
+def test_routes_in_the_file_are_found_and_without_them_copies_are_not_known(
+    out: Run, file: Path, tmp_path: Path
+) -> None:
+    data = json.loads(out(file, *ON_NODES, "--json"))
+    assert {each["copies_per_token"] for each in data["policies"]} == {None}
+    assert {way["copies_per_token"] for way in data["ways"].values()} == {None}
+    told = out(file, *ON_NODES)
+    assert told.count("not known") == len(POLICIES) + 4
+    both = tmp_path / "both.npz"
+    np.savez(both, loads=WINDOWS, routes=ROUTES)
+    assert json.loads(out(both, *ON_NODES, "--json"))["ways"]["global"]["copies_per_token"] > 0
+    assert json.loads(out(file, *SIZES, "--json"))["ways"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--replicas 12", "--routes {file} says what crosses nodes, and there is one; give --nodes, or leave it out"),
+        ("--sweep-replicas 12 --nodes 2", "--routes {file} is for the policies side by side, not for a sweep; leave"),
+        ("--replicas 12 --nodes 2", "{file}: the routes: experts go from 0 to "),
+    ],
+)
+def test_routes_that_do_not_fit_are_one_sentence(refusal: Run, file: Path, arguments: str, sentence: str) -> None:
+    said = refusal(file, "--gpus", "4", "--routes", file, *arguments.split())
+    assert said.startswith(sentence.format(file=file))

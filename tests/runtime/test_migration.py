@@ -18,7 +18,7 @@ from torch.distributed import TCPStore
 
 from counterflow import Placement, plan_migration
 from counterflow.errors import CounterflowError, PeerError, PipelineError
-from counterflow.experts import MigrationPlan
+from counterflow.experts import MigrationPlan, resize
 from counterflow.runtime import Migration
 from counterflow.runtime.transport import Lane, Message
 from runtime.experts import EXPERT_BYTES, EXPERTS, GPUS, LAYERS, ROOM, holds_what_it_says, placements, slots_of
@@ -372,3 +372,31 @@ def test_a_group_of_another_size_is_refused() -> None:
     plan = plan_migration(Placement([[0, 1, 2, 3]], 4, 2), Placement([[0, 2, 1, 3]], 4, 2))
     with pytest.raises(PipelineError, match="the process group has 1 ranks and the new placement 2 GPUs; plan for"):
         Migration(plan, {}, extra_bytes=12)
+
+
+# --- other GPUs ---------------------------------------------------------------------------------------------
+
+
+def test_who_is_left_alone_takes_what_it_lacks_from_a_checkpoint() -> None:
+    found = resize(Placement([[0, 1, 2, 0]], 3, 2), lost_gpus=[1], num_replicas=3)
+    assert found.reload == ((0, 2),)
+    slots = [[torch.full((2,), float(expert))] for expert in (0, 1, 9)]
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(PipelineError, match="experts of layer 0 have no copy left"):
+            Migration(found.plan, {0: slots}, extra_bytes=64)
+        loaded = []
+
+        def reload(layer: int, expert: int) -> list[Tensor]:
+            loaded.append((layer, expert))
+            return [torch.full((2,), float(expert))]
+
+        migration = Migration(found.plan, {0: slots}, extra_bytes=64, reload=reload)
+        while not migration.done:
+            migration.advance()
+    finally:
+        dist.destroy_process_group()
+    assert loaded == [(0, 2)]
+    (held,) = migration.held(0)
+    assert [slot[0].tolist() for slot in slots] == [[float(expert)] * 2 for expert in held]
+    assert sorted(held) == [0, 1, 2]

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from counterflow.cli.frontier import frontier_as_dict, print_frontier
 from counterflow.cli.output import counted, print_table, printable
 
 if TYPE_CHECKING:
-    from counterflow.experts import MigrationPlan, Placement
+    from counterflow.cli.ways import Ways
+    from counterflow.experts import Frontier, MigrationPlan, Placement, Resized
     from counterflow.experts.loads import Floats
 
 _WORST = 5
@@ -28,13 +30,12 @@ class Balanced:
     plan: MigrationPlan | None
     scenarios: dict[str, Floats] = field(default_factory=dict)
     """Of each file, where there are several."""
-    ways: dict[str, Placement] = field(default_factory=dict)
+    ways: Ways | None = None
     """What is compared by the token copies that cross nodes, where there are several nodes."""
-    node_spill: float = 0.0
-    """That of the way called spill."""
-    copies: dict[str, Floats] | None = None
-    """Those of each way, for a token, by layer; None where no routes were recorded."""
-    num_tokens: int = 0
+    resized: Resized | None = None
+    """The smallest change to other GPUs or slots, where they are others."""
+    lost_gpus: tuple[int, ...] = ()
+    frontier: Frontier | None = None
 
     def as_dict(self, output: Path | None) -> dict[str, object]:
         """With keys that others rely on."""
@@ -55,14 +56,14 @@ class Balanced:
         }
         if self.scenarios:
             data["scenarios"] = {name: self._evenness(load) for name, load in self.scenarios.items()}
-        if self.ways:
-            data["ways"] = {
-                name: {
-                    "balancedness": float(way.balancedness(self.load).mean()),
-                    "copies_per_token": self._copies(name),
-                }
-                for name, way in self.ways.items()
-            }
+        if self.resized is not None:
+            data["lost_gpus"] = list(self.lost_gpus)
+            data["fewest_moves"] = int(self.resized.fewest.sum())
+            data["reload"] = [list(gone) for gone in self.resized.reload]
+        if self.ways is not None:
+            data["ways"] = self.ways.as_dict()
+        if self.frontier is not None:
+            data["frontier"] = frontier_as_dict(self.frontier)
         return data
 
     def _evenness(self, load: Floats) -> dict[str, object]:
@@ -71,14 +72,6 @@ class Balanced:
             "balancedness_before": self.before.balancedness(load).tolist(),
             "balancedness_published": self.published.balancedness(load).tolist(),
         }
-
-    def _copies(self, name: str) -> float | None:
-        """The mean over the layers that anything was routed in."""
-        import numpy as np
-
-        if self.copies is None or np.isnan(self.copies[name]).all():
-            return None
-        return float(np.nanmean(self.copies[name]))
 
     # --- for people -----------------------------------------------------------------------------------------
 
@@ -97,8 +90,12 @@ class Balanced:
             moves = int(self.plan.moves.sum())
             share = f"into {moves / slots:.1%} of {slots} slots"
             print(f"Moves: {moves} experts come to GPUs that did not hold them, {share}.")
-        if self.ways:
-            self._print_ways()
+        if self.resized is not None:
+            self._print_resized(self.resized)
+        if self.frontier is not None:
+            print_frontier(self.frontier)
+        if self.ways is not None:
+            self.ways.print_table()
 
     @property
     def _name_before(self) -> str:
@@ -171,19 +168,15 @@ class Balanced:
         total = load.sum()
         return float((total - there.max(axis=1).sum()) / total) if total else 0.0
 
-    def _print_ways(self) -> None:
-        print("\nToken copies that cross nodes: how many other nodes a token is sent to, in a layer on average.\n")
-        rows = []
-        for name, way in self.ways.items():
-            even, mean = way.balancedness(self.load), self._copies(name)
-            copies = "not known" if mean is None else f"{mean:.3f}"
-            told = f"spill of {self.node_spill:g}" if name == "spill" else name
-            rows.append([told, f"{even.mean():.4f}", f"{even.min():.4f}", copies])
-        print_table(["placement", "balancedness", "worst layer", "copies for each token"], rows)
-        if self.copies is None:
-            print("\nNo routes were recorded with these loads; give those of some tokens with --routes.")
-        else:
-            print(f"\nOf {counted(self.num_tokens, 'token')}, taken to be spread over the GPUs in equal blocks.")
+    def _print_resized(self, resized: Resized) -> None:
+        print(
+            f"For all experts to be live on these GPUs takes {int(resized.fewest.sum())} of them: no way takes fewer."
+        )
+        if resized.reload:
+            some = ", ".join(f"{expert} of layer {layer}" for layer, expert in resized.reload[:_WORST])
+            more = len(resized.reload) - _WORST
+            print(f"No GPU has a copy any more of expert {some}{f', and of {more} others' if more > 0 else ''}:")
+            print(f"load {counted(len(resized.reload), 'expert')} from a checkpoint (--json lists them under reload).")
 
 
 def _why(limit: str) -> str:

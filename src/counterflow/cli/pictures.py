@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from counterflow.cli.output import counted, writing
 
 if TYPE_CHECKING:
-    from counterflow.experts import Redundancy, Replay
+    from counterflow.experts import Frontier, Redundancy, Replay
     from counterflow.report.drawing import Theme
 
 _POINTS = 200
@@ -50,6 +50,17 @@ def plot_sweep(path: Path, title: str, rows: Sequence[Redundancy], policy: str) 
     x, lines = [row.num_replicas for row in rows], {policy: [row.balancedness for row in rows]}
     label = "mean over steps and layers"
     _write(path, lambda theme: line_plot(f"Balancedness, {title}", "replicas", label, x, lines, theme=theme))
+
+
+def plot_frontier(path: Path, title: str, frontier: Frontier) -> None:
+    """Balancedness over the number of moves."""
+    from counterflow.report import line_plot
+
+    some = sorted({*range(0, len(frontier.moves), -(-len(frontier.moves) // _POINTS)), len(frontier.moves) - 1})
+    x = [int(frontier.moves[point]) for point in some]
+    columns = {"mean of the layers": frontier.balancedness, "worst layer": frontier.worst}
+    lines = {name: [float(column[point]) for point in some] for name, column in columns.items()}
+    _write(path, lambda theme: line_plot(f"Balancedness, {title}", "moves", "balancedness", x, lines, theme=theme))
 
 
 def _write(path: Path, picture: Callable[[Theme | None], str]) -> None:

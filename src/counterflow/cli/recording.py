@@ -14,7 +14,7 @@ from counterflow.errors import PlacementError
 
 if TYPE_CHECKING:
     from counterflow.experts import ReplaySettings
-    from counterflow.experts.loads import Floats
+    from counterflow.experts.loads import Floats, Ints
 
 _USUAL_WINDOW, _USUAL_INTERVAL = 1000, 3000
 """vLLM's."""
@@ -32,6 +32,8 @@ class Recording:
     settings: ReplaySettings
     expert_bytes: float | None
     bytes_per_s: float | None
+    routes: Ints | None = None
+    """Of some tokens, where they were recorded."""
 
     @property
     def title(self) -> str:

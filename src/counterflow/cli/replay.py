@@ -8,15 +8,17 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from counterflow.cli.loads import load_routes
 from counterflow.cli.options import Json
 from counterflow.cli.output import about, counted, print_json, print_table, printable
 from counterflow.cli.pictures import draw_heatmap, plot_time
 from counterflow.cli.recording import Recording, read_windows, replaying, settings_of
 from counterflow.cli.redundancy import report_sweep
+from counterflow.cli.ways import Ways, compare_ways, mean_copies, told_copies
 from counterflow.errors import PlacementError
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ def replay(
     nodes: Annotated[int, typer.Option("--nodes", help="Number of nodes.")] = 1,
     groups: Annotated[int, typer.Option("--groups", help="Groups of experts that the router selects together.")] = 1,
     key: Annotated[str | None, typer.Option("--key", help="Which array of an .npz, or value of a .json.")] = None,
+    routes: Annotated[
+        Path | None,
+        typer.Option("--routes", help="Recorded routes, [tokens, layers, k]  [default: those recorded with FILE]"),
+    ] = None,
     policy: Annotated[
         list[Policy] | None, typer.Option("--policy", help="A policy to compare; may be given again  [default: all]")
     ] = None,
@@ -101,6 +107,9 @@ def replay(
     The last two know the future, and are there to show what a better prediction could gain. No other policy knows a
     step before it is served. With --sweep-replicas one policy is tried with more and more redundant experts.
 
+    On several nodes it is told how many copies of each token cross nodes, where routes were recorded: under the last
+    placement of each policy, and under those that are made for all steps together in different ways.
+
     \b
     Example:
       counterflow replay loads.npz --gpus 16 --replicas 80 --step-interval 8 --heatmap loads.svg
@@ -108,25 +117,28 @@ def replay(
       counterflow replay loads.npz --gpus 16 --sweep-replicas 128
     """
     _refuse_options(replicas, sweep_replicas, policy, heatmap, plot, expert_bytes, gb_per_s)
+    _refuse_routes(routes, nodes, sweep_replicas)
     windows = read_windows(file, key)
     settings = settings_of(file, len(windows), window_size, step_interval, decay, max_moves, skip_above)
     bytes_per_s = None if gb_per_s is None else gb_per_s * 1e9
-    recording = Recording(file, windows, gpus, nodes, groups, settings, expert_bytes, bytes_per_s)
+    chosen = load_routes(routes, [file]) if nodes > 1 and replicas is not None else None
+    recording = Recording(file, windows, gpus, nodes, groups, settings, expert_bytes, bytes_per_s, chosen)
     if replicas is None:
         assert sweep_replicas is not None
-        chosen = (policy or [Policy.BALANCE])[0].value
-        report_sweep(recording, chosen, sweep_replicas, slot_cost, plot, as_json)
+        report_sweep(recording, (policy or [Policy.BALANCE])[0].value, sweep_replicas, slot_cost, plot, as_json)
         return
     served = _served(recording, replicas, policy or list(Policy))
+    with about(routes or file):
+        crossing = _crossing(recording, served) if nodes > 1 else None
     title = f"{recording.title}, {counted(replicas, 'replica')}"
     if heatmap is not None:
         draw_heatmap(heatmap, title, served[0], _after(served))
     if plot is not None:
         plot_time(plot, title, served)
     if as_json:
-        print_json(_as_dict(recording, replicas, served, heatmap, plot))
+        print_json(_as_dict(recording, replicas, served, crossing, heatmap, plot))
         return
-    _print(recording, replicas, served)
+    _print(recording, replicas, served, crossing)
     for path in (heatmap, plot):
         if path is not None:
             print(f"wrote {printable(str(path))}")
@@ -155,6 +167,31 @@ def _refuse_options(
     for name, value in (("--expert-bytes", expert_bytes), ("--gb-per-s", gb_per_s)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise PlacementError(f"{name} is {value:g}; it has to be a finite number above 0")
+
+
+def _refuse_routes(routes: Path | None, nodes: int, sweep_replicas: int | None) -> None:
+    if routes is not None and sweep_replicas is not None:
+        raise PlacementError(f"--routes {routes} is for the policies side by side, not for a sweep; leave it out")
+    if routes is not None and nodes == 1:
+        raise PlacementError(
+            f"--routes {routes} says what crosses nodes, and there is one; give --nodes, or leave it out"
+        )
+
+
+class _Crossing(NamedTuple):
+    """What crosses nodes: under the last placement of each policy (None: not known), and in the ways to place."""
+
+    copies: list[float | None]
+    ways: Ways
+
+
+def _crossing(recording: Recording, served: Sequence[Replay]) -> _Crossing:
+    from counterflow.experts import SPILL, copies_per_token
+
+    routes, last = recording.routes, [each.last for each in served]
+    copies = [None if routes is None else mean_copies(copies_per_token(routes, placement)) for placement in last]
+    loads = recording.windows.sum(axis=0, dtype="float64")
+    return _Crossing(copies, compare_ways(loads, last[0], recording.num_groups, SPILL, routes, False))
 
 
 def _served(recording: Recording, replicas: int, policies: Sequence[Policy]) -> list[Replay]:
@@ -191,7 +228,12 @@ def _after(served: Sequence[Replay]) -> Replay:
 
 
 def _as_dict(
-    recording: Recording, replicas: int, served: Sequence[Replay], heatmap: Path | None, plot: Path | None
+    recording: Recording,
+    replicas: int,
+    served: Sequence[Replay],
+    crossing: _Crossing | None,
+    heatmap: Path | None,
+    plot: Path | None,
 ) -> dict[str, object]:
     from counterflow.experts import STALL_ASSUMES
 
@@ -199,7 +241,14 @@ def _as_dict(
         **recording.as_dict(),
         "num_replicas": replicas,
         "num_redundant_experts": replicas - recording.windows.shape[2],
-        "policies": [_policy_as_dict(each, recording) for each in served],
+        "policies": [
+            {
+                **_policy_as_dict(each, recording),
+                "copies_per_token": None if crossing is None else crossing.copies[index],
+            }
+            for index, each in enumerate(served)
+        ],
+        "ways": None if crossing is None else crossing.ways.as_dict(),
         "stall_assumes": None if recording.bytes_per_s is None else STALL_ASSUMES,
         "heatmap": None if heatmap is None else str(heatmap),
         "plot": None if plot is None else str(plot),
@@ -243,7 +292,7 @@ def _stall_s(served: Replay, recording: Recording) -> float | None:
 # --- for people ---------------------------------------------------------------------------------------------
 
 
-def _print(recording: Recording, replicas: int, served: Sequence[Replay]) -> None:
+def _print(recording: Recording, replicas: int, served: Sequence[Replay], crossing: _Crossing | None) -> None:
     from counterflow.experts import STALL_ASSUMES
 
     (steps, layers, experts), settings = recording.windows.shape, recording.settings
@@ -254,6 +303,8 @@ def _print(recording: Recording, replicas: int, served: Sequence[Replay]) -> Non
     past = f"the last {settings.window_size}" if settings.decay is None else f"all so far, decay {settings.decay}"
     print(f"A rebalance is due every {counted(settings.step_interval, 'step')}, for the loads of {past}.\n")
     rows = [_row(each, served[0], recording) for each in served]
+    for index, row in enumerate(rows):
+        row.append("" if crossing is None else told_copies(crossing.copies[index]))
     shown = [index for index in range(len(_HEADINGS)) if any(row[index] for row in rows)]
     print_table([_HEADINGS[index] for index in shown], [[row[index] or "-" for index in shown] for row in rows])
     print("\n× even: the time of the experts over that of even GPUs, if a layer takes as long as its fullest GPU.")
@@ -261,22 +312,26 @@ def _print(recording: Recording, replicas: int, served: Sequence[Replay]) -> Non
     print("CPU ms: of deciding, the median. The policies: counterflow replay --help.")
     if recording.bytes_per_s is not None:
         print("\n".join(wrap(f"Stall: of all rebalances together, where {STALL_ASSUMES}.", 110)))
+    if crossing is not None:
+        print("Copies: how many other nodes a token is sent to, under the last placement of each policy.")
+        print("\nBelow, placements for all steps together, in different ways.")
+        crossing.ways.print_table()
 
 
 _HEADINGS = (
     *("policy", "balancedness", "worst step", "worst layer", "× even", "faster", "rebalances", "skipped"),
-    *("moves", "of slots", "GB moved", "stall ms", "CPU ms"),
+    *("moves", "of slots", "GB moved", "stall ms", "CPU ms", "copies"),
 )
 
 
 def _row(served: Replay, start: Replay, recording: Recording) -> list[str]:
-    """A cell for each heading, empty where there is nothing to tell."""
+    """A cell for each heading but the last, empty where there is nothing to tell."""
     over_time, layers = served.balancedness.mean(axis=1), served.balancedness.mean(axis=0)
     even = [f"{value:.4f}" for value in (over_time.mean(), over_time.min(), layers.min())]
     faster = "" if served is start else f"{start.slowdown / served.slowdown - 1:.1%}"
     row = [served.policy, *even, f"{served.slowdown:.3f}", faster]
     if not served.due:
-        return [*row, *[""] * (len(_HEADINGS) - len(row))]
+        return [*row, *[""] * (len(_HEADINGS) - 1 - len(row))]
     skipped = len(served.due) - len(served.rebalances)
     changed, moved, stall_s = len(served.rebalances), _bytes(served, recording), _stall_s(served, recording)
     row += [str(changed), str(skipped) if skipped else "", str(served.moves), f"{served.share:.1%}"]

@@ -2,6 +2,8 @@
 
 from counterflow.experts.balance import balance
 from counterflow.experts.certificate import Certificate
+from counterflow.experts.elastic import Resized, resize
+from counterflow.experts.frontier import Frontier, move_frontier
 from counterflow.experts.loads import as_loads
 from counterflow.experts.migration import Fetch, MigrationPlan, Swap, plan_migration
 from counterflow.experts.placement import Placement, read_placement, write_placement
@@ -21,6 +23,7 @@ __all__ = [
     "STALL_ASSUMES",
     "Certificate",
     "Fetch",
+    "Frontier",
     "LoadTracker",
     "MigrationPlan",
     "Placement",
@@ -28,12 +31,14 @@ __all__ = [
     "Redundancy",
     "Replay",
     "ReplaySettings",
+    "Resized",
     "Swap",
     "alternatives",
     "as_loads",
     "balance",
     "balance_scenarios",
     "copies_per_token",
+    "move_frontier",
     "node_copies",
     "plan_migration",
     "read_loads",
@@ -42,6 +47,7 @@ __all__ = [
     "read_served",
     "rebalance_experts",
     "replay",
+    "resize",
     "route_loads",
     "starting",
     "sweep_replicas",

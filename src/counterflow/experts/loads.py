@@ -13,7 +13,7 @@ Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
 MOST_EXPERTS = 2**24
-LARGEST_LOAD = float(np.finfo(np.float32).max)
+LARGEST_LOAD = np.float64(np.finfo(np.float32).max)
 
 
 def as_loads(loads: object) -> Floats:

@@ -67,7 +67,7 @@ class ReplaySettings:
     def __post_init__(self) -> None:
         try:
             fits = 0 < float(self.skip_above) <= 1
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             fits = False
         if not fits:
             raise PlacementError(

@@ -221,7 +221,7 @@ class LoadTracker:
 def _as_decay(value: Any) -> float:
     try:
         decay = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         decay = math.nan
     if not 0.0 < decay < 1.0:
         raise PlacementError(f"the decay is {reprlib.repr(value)}; it has to lie between 0 and 1, such as 0.99")
