@@ -1,6 +1,6 @@
-"""Hide a trace's annotations and tell its phases by the order of its kernels: how much GPU time is told right?
+"""Hide the annotations of traces and tell phases by the order of kernels: how much GPU time is told right?
 
-    python benchmarks/phases_by_order.py deepseek_train.json.gz
+    python benchmarks/phases_by_order.py deepseek_train.json.gz prefill.json.gz
 
 The truth is the trace's own annotations, of any name that tells a part of a layer: mlp(B), ATTN(F), DISPATCH0.
 Shared experts count as experts, as in the published profile. Work outside of such annotations is left out.
@@ -24,6 +24,7 @@ def main(path: str) -> None:
     if truth.source != "annotations" or not any(truth.parts):
         sys.exit(f"{path}: no annotation there names a part of a layer; give a trace whose annotations do")
     hidden = replace(trace, annotations=Annotations.empty())
+    print(path)
     show("annotations hidden", trace, truth, told(hidden))
     show("launches as well", trace, truth, told(replace(hidden, launches=trace.launches.empty())))
 
@@ -40,10 +41,10 @@ def show(title: str, trace: Trace, truth: Phases, found: Phases) -> None:
     times = Counter({pair: ns for pair, ns in times.items() if pair[0]})
     right = sum(ns for (one, other), ns in times.items() if one == other)
     share = f"{right / times.total():.2%} of {times.total() / 1000:,.0f} µs of GPU time"
-    print(f"{title}: {share} told right, by {found.source}")
+    print(f"  {title}: {share} told right, by {found.source}")
     for (one, other), ns in times.most_common():
         if one != other:
-            print(f"  {ns / 1000:>12,.0f} µs of {one} told as {other or 'nothing'}")
+            print(f"    {ns / 1000:>12,.0f} µs of {one} told as {other or 'nothing'}")
 
 
 def label(phases: Phases, row: int) -> str:
@@ -52,9 +53,10 @@ def label(phases: Phases, row: int) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
     try:
-        main(sys.argv[1])
+        for path in sys.argv[1:]:
+            main(path)
     except CounterflowError as error:
         sys.exit(str(error))

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from counterflow import open_trace
 from counterflow.errors import TraceError
-from counterflow.trace import CLASSES, Exposure, Rules, exposures
+from counterflow.trace import CLASSES, Exposure, Rules, exposures, phase_figures
+from counterflow.trace import cover as cover_module
 from counterflow.trace.cover import Cover
 from counterflow.trace.reference import exposure_reference
 from traces import annotation, compact, kernel, launch, sample, trace, traces
@@ -48,6 +50,17 @@ def test_the_figures_are_those_of_the_reference(tmp_path_factory, data) -> None:
         assert sum(k.exposed_us for k in lone) >= gpu.exposed_us - 1e-6
 
 
+@given(data=traces)
+def test_the_figures_do_not_depend_on_how_many_rows_are_worked_on_at_once(tmp_path_factory, data) -> None:
+    path = tmp_path_factory.mktemp("any") / "trace.json"
+    path.write_text(compact(data))
+    found = open_trace(path)
+    at_once = exposures(found)
+    for rows in (1, 3):
+        with patch.object(cover_module, "BLOCK", rows), patch.object(phase_figures, "BLOCK", rows):
+            assert exposures(open_trace(path)) == at_once
+
+
 intervals = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10)).map(lambda p: (p[0], p[0] + p[1])), max_size=8)
 
 
@@ -59,8 +72,13 @@ def instants(pairs: list[tuple[int, int]]) -> set[int]:
     return {t for start, end in pairs for t in range(start, end)}
 
 
-@given(intervals, intervals)
-def test_covers_are_sets_of_instants(a, b) -> None:
+@given(intervals, intervals, st.sampled_from([1, 2, 1 << 15]))
+def test_covers_are_sets_of_instants(a, b, rows) -> None:
+    with patch.object(cover_module, "BLOCK", rows):
+        covers_are_sets_of_instants(a, b)
+
+
+def covers_are_sets_of_instants(a, b) -> None:
     for fast, slow in (
         (cover(a) | cover(b), instants(a) | instants(b)),
         (cover(a) & cover(b), instants(a) & instants(b)),

@@ -72,6 +72,18 @@ def test_a_backward_whose_gradients_of_weights_stand_in_between_is_one(tmp_path:
     assert share > 0.95, wrong
 
 
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("world", COMPUTE)
+def test_what_prepares_a_grouped_product_tells_no_direction(tmp_path: Path, world: str, wire: str) -> None:
+    prepares = ("void at::cuda::detail::prepare_grouped_gemm_data<cutlass::bfloat16_t>(int)", 2)
+    kernels = {
+        phase: [one for each in names for one in ((prepares, each) if phase.startswith("experts") else (each,))]
+        for phase, names in COMPUTE[world].items()
+    }
+    share, wrong = right(Builder(kernels, wire).phases(TRAINING_PLAN * LAYERS), tmp_path)
+    assert share > 0.95, wrong
+
+
 def _matmul(one: tuple[str, int]) -> bool:
     return any(mark in one[0] for mark in ("gemm", "nvjet", "grouped", "Group"))
 

@@ -9,8 +9,9 @@ import pytest
 
 from counterflow import open_trace
 from counterflow.trace import Message, messages
+from counterflow.trace.messages import unheard
 from ranks import EPOCH_NS
-from traces import FORMATTINGS, Data, annotation, kernel, launch, real_trace, sample, trace
+from traces import FORMATTINGS, Data, annotation, compact, kernel, launch, real_trace, sample, trace
 
 
 def described(name: str, ts: int, **more: object) -> Data:
@@ -143,3 +144,17 @@ def test_of_a_pipe_the_names_of_kernels_are_left(tmp_path: Path) -> None:
     path.write_text(FORMATTINGS["kineto"](trace([described("allreduce", 40)])))
     (one,) = messages(replace(open_trace(path), file="-"))
     assert (one.name, one.size_bytes) == ("allreduce", None)
+
+
+def test_of_a_trace_that_came_through_a_pipe_messages_are_not_known_and_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    event = annotation("gloo:all_reduce", 5, 2) | {"args": {"Input Dims": [[4, 8]], "Input type": ["float"]}}
+    path.write_text(compact(trace([event])))
+    there = open_trace(path)
+    piped = replace(there, file="-")
+    assert list(unheard([there])) == []
+    assert list(unheard([there, piped])) == [
+        "- cannot be read a second time, so the groups and sizes of its messages are not known: give a file in place "
+        "of a pipe"
+    ]
+    assert (len(messages(there)), messages(piped)) == (1, [])

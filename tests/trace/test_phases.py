@@ -73,6 +73,7 @@ def test_annotations_inside_a_part_do_not_hide_it(tmp_path: Path) -> None:
         ("cutlass::device_kernel<dpsk::grouped_gemm::cuda::fp8_dptp128c_acc::GemmKernel>(int)", "", "W"),
         ("void deep_gemm::fp8_gemm_kernel<4096u, (deep_gemm::GemmType)2>(int)", "experts", ""),
         ("fused_moe_kernel", "experts", ""),
+        ("void at::cuda::detail::prepare_grouped_gemm_data<cutlass::bfloat16_t>(int)", "experts", ""),
         ("nvjet_sm90_tst_128x128_64x6_1x2_h_bz_NTT", "", "W"),
         ("nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_TNT", "", ""),
         ("void at::native::vectorized_elementwise_kernel<8, at::native::silu_backward_kernel()>(int)", "experts", "B"),

@@ -28,7 +28,7 @@ def rows(found: Trace) -> tuple[list[Work], list[Launch], list[Range]]:
     """In the reference's form, with names spelt out."""
     work = [Work(s, e, found.names[name], *rest) for s, e, name, *rest in found.work.tuples()]
     launches = [Launch(s, e, correlation) for s, e, _, correlation in found.launches.tuples()]
-    ranges = [Range(s, e, found.names[name], on_gpu) for s, e, name, _, on_gpu in found.annotations.tuples()]
+    ranges = [Range(s, e, found.names[name], on_gpu) for s, e, name, _, on_gpu, *_ in found.annotations.tuples()]
     return work, launches, ranges
 
 

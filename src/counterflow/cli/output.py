@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,17 @@ def printable(text: str) -> str:
         'two lines, one [31mred'
     """
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def short(text: str) -> str:
+    """A name that may be anybody's, as it fits into a table: printable, and no longer than 60 letters.
+
+    Example:
+        >>> short("mlp(F)"), short("void " + "a" * 30 + "b" * 30)
+        ('mlp(F)', 'void aaaaaaaaaaaaaaaaaaaaaaa…abbbbbbbbbbbbbbbbbbbbbbbbbbbbbb')
+    """
+    text = printable(text)
+    return text if len(text) <= 60 else text[:28] + "…" + text[-31:]
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -74,6 +86,11 @@ def number(value: float) -> str:
         ('66', '1234567.125')
     """
     return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def warn(text: str) -> None:
+    """A sentence beside the result: on standard error, so that a pipe does not take it for data."""
+    print(f"counterflow: warning: {printable(text)}", file=sys.stderr)
 
 
 def print_json(data: object) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from counterflow.errors import PipelineError
 from counterflow.runtime.clock import Clock, Mark
@@ -74,7 +75,7 @@ class Twins:
             done.update(parameters)
             if parameters:
                 self._clock.comes_to_sum(self._rank, stage)
-                yield from self._reduce_stage(stage, parameters)
+                yield from _in_ranges(TWINS_OF.format(stage), self._reduce_stage(stage, parameters))
                 self._marks.append((stage, *self._clock.summed(self._rank, stage)))
 
     def spans(self) -> list[Span]:
@@ -153,6 +154,19 @@ class Twins:
         return Message(
             lane, source, target, f"the twin of stage {stage} with its weights, from rank {source} to {target}"
         )
+
+
+def _in_ranges(name: str, work: Iterator[Handle]) -> Iterator[Handle]:
+    """The same handles, and for a profiler a range round all that is done between two of them.
+
+    No range spans a wait: other ranks of this process go on in it.
+    """
+    while True:
+        with record_function(name):
+            handle = next(work, None)
+        if handle is None:
+            return
+        yield handle
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from counterflow.trace.columns import Ints
-from counterflow.trace.cover import Cover
+from counterflow.trace.cover import Cover, blocks
 
 WAITED = ("blocking", "compute resumed first", "launched late", "nothing follows", "unknown")
 """What became of an exposed piece. Only for the first compute waited; in the next three it did not."""
@@ -48,20 +48,27 @@ def waited_for(pieces: Cover, communication: Cover, transfers: Ints, compute: In
         'blocking'
     """
     if not len(compute) or not len(pieces):
-        return np.full(len(pieces), NOTHING, dtype=np.int64)
+        return np.full(len(pieces), NOTHING, dtype=np.int8)
     following = np.searchsorted(compute, pieces.end_ns, side="left")
-    place = np.minimum(following, len(compute) - 1)
     last = _last_of_run(pieces, following)
-    start, end, then, call = pieces.start_ns[last], pieces.end_ns[last], compute[place], launched[place]
+    told = np.empty(len(pieces), dtype=np.int8)
+    for some in blocks(len(pieces)):
+        place = np.minimum(following[some], len(compute) - 1)
+        run = Cover(pieces.start_ns[last[some]], pieces.end_ns[last[some]])
+        each = _judged(pieces.end_ns[some], run, communication, transfers, compute[place], launched[place])
+        told[some] = np.where(following[some] == len(compute), NOTHING, each)
+    return told
+
+
+def _judged(ends: Ints, run: Cover, communication: Cover, transfers: Ints, then: Ints, call: Ints) -> Ints:
+    """What became of pieces that end there, judged by the last one of their run and the compute that comes next."""
     goes_on = communication.holds(then)
-    transfer = _latest(transfers, then)
-    over = np.where(goes_on, transfer, end)
-    just_over = (over > start) & (then - over <= AT_ONCE_NS)
+    over = np.where(goes_on, _latest(transfers, then), run.end_ns)
+    just_over = (over > run.start_ns) & (then - over <= AT_ONCE_NS)
     told = np.where(just_over, BLOCKING, np.where(goes_on, RESUMED, UNCLEAR))
     known = call >= 0
     told = np.where(~known & (told == BLOCKING), UNCLEAR, told)
-    told = np.where(known & (call > np.minimum(over, pieces.end_ns)) & (told != RESUMED), LATE, told)
-    return np.asarray(np.where(following == len(compute), NOTHING, told), dtype=np.int64)
+    return np.where(known & (call > np.minimum(over, ends)) & (told != RESUMED), LATE, told)
 
 
 def _last_of_run(pieces: Cover, following: Ints) -> Ints:

@@ -45,7 +45,7 @@ def _sent_behind(trace: Trace, ranges: Ranges, posts: list[Message]) -> Iterator
 
     named = [
         (int(found[1]), start, end)
-        for start, end, name, _, on_gpu in trace.annotations.tuples()
+        for start, end, name, _, on_gpu, *_ in trace.annotations.tuples()
         if not on_gpu and (found := _SENDS.fullmatch(trace.names[name]))
     ]
     if named:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.signedinteger[Any]]
 
 KERNEL, MEMCPY, MEMSET, COMPUTE_SPAN, COMMUNICATION_SPAN = range(5)
 """What a piece of GPU work is; the last two come from counterflow's own timelines, where the lane tells."""
@@ -29,7 +29,7 @@ class Table:
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
 
-    def rows(self, which: npt.NDArray[np.bool_] | Ints) -> Self:
+    def rows(self, which: npt.NDArray[np.bool_] | Ints | slice) -> Self:
         """The chosen rows, in the order in which they are named."""
         return type(self)(**{column.name: getattr(self, column.name)[which] for column in fields(self)})
 
@@ -98,11 +98,16 @@ class Launches(TimedTable):
 
 @dataclass(frozen=True, eq=False)
 class Annotations(TimedTable):
-    """Ranges that the program named; ``on_gpu`` is 1 for their image on a stream."""
+    """Ranges that the program named; ``on_gpu`` is 1 for those on the GPU's own time, mostly images of others.
+
+    ``device`` and ``stream`` are where those stand, UNKNOWN where not told, as it is of all ranges on the CPU.
+    """
 
     name: Ints
     thread: Ints
     on_gpu: Ints
+    device: Ints
+    stream: Ints
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import numpy as np
 from counterflow.errors import TraceError
 from counterflow.schedule import Kind, Schedule
 from counterflow.simulator import Costs
+from counterflow.timeline import Timeline
 from counterflow.trace.exposure import exposures
 from counterflow.trace.figures import Phase
 from counterflow.trace.pipelines import MeasuredPipeline, measured_pipeline
-from counterflow.trace.read import Trace, launch_of
+from counterflow.trace.read import Trace, counted, launch_of
 
 _PHASE = re.compile(r".*\((F|B|I|W)\)", re.DOTALL)
 
@@ -62,22 +63,19 @@ def pipeline_costs(pipeline: MeasuredPipeline) -> TraceCosts:
         ((3.0, 3.0), (5.0, 5.0), 0.5)
     """
     sizes = pipeline.boundary_bytes
-    costs = Costs.from_timeline(pipeline.every_step, **({"transfer_bytes": sizes} if sizes else {}))
-    steps, ranks = _counted(len(pipeline.steps), "step"), _counted(pipeline.schedule.num_ranks, "rank")
+    timeline = Timeline.from_spans([*pipeline.every_step, *pipeline.sums])
+    costs = Costs.from_timeline(timeline, **({"transfer_bytes": sizes} if sizes else {}))
+    steps, ranks = counted(len(pipeline.steps), "step"), counted(pipeline.schedule.num_ranks, "rank")
     told = f"the ranges of {pipeline.named_by}: {steps} of {ranks}"
     missing = ["the bandwidth of the wire: what messages take is in the latency", "what a micro-batch stores, in bytes"]
     if not sizes:
         missing.append("the bytes of a message: record with record_shapes=True")
-    if pipeline.schedule.twins:
-        missing.append("the sum of gradients over twins, which no range names")
+    if pipeline.schedule.twins and not pipeline.sums:
+        missing.append("the sum of gradients over twins, which no range in a trace of one rank names")
     kinds = {action.kind for row in pipeline.schedule.rows for action in row}
     if Kind.F_B in kinds and Kind.F not in kinds:
         missing.append("F alone: every forward ran inside an F&B")
     return TraceCosts(costs, told, (*missing, *pipeline.warnings))
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 # --- from the phases of a chunk -------------------------------------------------------------------------------
@@ -102,7 +100,7 @@ def _of_chunk(traces: Sequence[Trace]) -> TraceCosts:
     if spans_ns and sums["F"] and (sums["B"] or sums["I"]):
         fields["overlapped_us"] = float(median(spans_ns)) / 1000
     fields = {name: us for name, us in fields.items() if us}
-    told = f"the phases of {_counted(chunks, 'chunk')} in {trace.file}"
+    told = f"the phases of {counted(chunks, 'chunk')} in {trace.file}"
     missing = [
         "latency, and the bytes of a message: the phases of a chunk hold none of a pipeline's communication",
         "how stages differ: all take what this chunk took",

@@ -292,7 +292,9 @@ class Collector:
         threads = _column([self._thread(event) for event in events])
         on_gpu = _column([ANNOTATION[event.cat] for event in events])
         names = self._named([event.name for event in events])
-        self._annotations.append(Annotations(start_ns, end_ns, names, threads, on_gpu))
+        places = [_place(event) if ANNOTATION[event.cat] else (UNKNOWN, UNKNOWN) for event in events]
+        devices, streams = (_column([place[which] for place in places]) for which in (0, 1))
+        self._annotations.append(Annotations(start_ns, end_ns, names, threads, on_gpu, devices, streams))
 
 
 def _plain(times: np.ndarray[Any, Any], furthest: float) -> bool:
@@ -320,6 +322,12 @@ def _column(numbers: Sequence[Any]) -> Ints:
         return column(numbers)
     except OverflowError:
         return column([n if abs(n) < _FURTHEST_NS else UNKNOWN for n in numbers])
+
+
+def _place(event: Event) -> tuple[int, int]:
+    """The device and the stream of what stands on the GPU's time; old and AMD traces name them by their tracks only."""
+    a = event.args or _NO_ARGUMENTS
+    return _id_in(event.pid) if a.device is None else a.device, _id_in(event.tid) if a.stream is None else a.stream
 
 
 def _id_in(label: int | str) -> int:

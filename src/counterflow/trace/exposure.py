@@ -9,6 +9,7 @@ import numpy as np
 from counterflow.errors import TraceError
 from counterflow.trace.columns import Ints
 from counterflow.trace.cover import Cover
+from counterflow.trace.cover import blocks as row_blocks
 from counterflow.trace.figures import Exposure, Kernel, Stream
 from counterflow.trace.flights import Flights, flight_figures, flights
 from counterflow.trace.phase_figures import hiding_figures, phase_figures
@@ -16,7 +17,7 @@ from counterflow.trace.phases import phases_of
 from counterflow.trace.pieces import Pieces
 from counterflow.trace.read import Trace, launch_of
 from counterflow.trace.rules import CLASSES, TRANSFER, UNKNOWN_KERNEL, WAITING, Rules, function_of
-from counterflow.trace.window import Window, sums, us
+from counterflow.trace.window import Window, us
 
 
 def exposures(trace: Trace, rules: Rules | None = None, within: str | None = None) -> list[Exposure]:
@@ -52,9 +53,11 @@ def exposures(trace: Trace, rules: Rules | None = None, within: str | None = Non
     for device in np.unique(work.device if inside is None else work.device[inside]).tolist():
         on = work.device == device
         chosen = on if inside is None else on & inside
-        start, end = int(work.start_ns[chosen].min()), int(work.end_ns[chosen].max())
-        here = np.flatnonzero(on & (work.start_ns <= end) & (work.end_ns >= start))
-        window = Window(trace, device, here, classes[here], launch[here], phases, start, end)
+        start = int(work.start_ns[chosen.argmax()])  # the first of those in order
+        end = int(work.end_ns.max(where=chosen, initial=start))
+        here = on & (work.start_ns <= end) & (work.end_ns >= start)
+        rows = slice(None) if here.all() else np.flatnonzero(here)
+        window = Window(trace, device, rows, classes, launch, phases, start, end)
         found.append(_exposure(window, flown))
     return found
 
@@ -78,8 +81,8 @@ def _launched_within(trace: Trace, name: str) -> Ints:
 
 def _exposure(window: Window, flown: Flights) -> Exposure:
     busy = Cover.of(window.work.start_ns, window.work.end_ns)
-    whole = Cover(np.array([window.start]), np.array([window.end]))
-    idle = whole - busy
+    busy_ns, idle_gaps = busy.total_ns, len(Cover(np.array([window.start]), np.array([window.end])) - busy)
+    del busy  # it may be long
     transfers, waiting = window.cover(window.classes == TRANSFER), window.cover(window.classes == WAITING)
     exposed = window.exposed.total_ns
     kernels = tuple(_kernels(window))
@@ -101,9 +104,9 @@ def _exposure(window: Window, flown: Flights) -> Exposure:
         exposed_transfers_us=us((transfers - window.compute).total_ns),
         waiting_us=us(waiting.total_ns),
         unknown_us=us(window.cover(window.classes == UNKNOWN_KERNEL).total_ns),
-        other_us=us(busy.total_ns - window.compute.total_ns - exposed),
-        idle_us=us(idle.total_ns),
-        idle_gaps=len(idle),
+        other_us=us(busy_ns - window.compute.total_ns - exposed),
+        idle_us=us(window.end - window.start - busy_ns),
+        idle_gaps=idle_gaps,
         num_pieces=len(window.exposed),
         blocking_us=us(pieces.blocking_ns),
         not_blocking_us=us(pieces.not_blocking_ns),
@@ -135,30 +138,30 @@ def _streams(window: Window) -> Iterator[Stream]:
 
 def _kernels(window: Window) -> list[Kernel]:
     """The longest first."""
-    length = window.work.end_ns - window.work.start_ns
-    exposed = np.where(
-        window.communicates, length - window.compute.within_ns(window.work.start_ns, window.work.end_ns), 0
-    )
-    names, place = np.unique(window.work.name * len(CLASSES) + window.classes, return_inverse=True)
-    counts, total, shown = (
-        np.bincount(place, minlength=len(names)),
-        sums(place, length, len(names)),
-        sums(place, exposed, len(names)),
-    )
-    blocks, threads = np.zeros((2, len(names)), dtype=np.int64)
-    np.maximum.at(blocks, place, window.work.blocks)
-    np.maximum.at(threads, place, window.work.threads)
+    names = np.unique(window.work.name)
+    counts, total, shown, blocks, threads = np.zeros((5, len(names) * len(CLASSES)), dtype=np.int64)
+    for some in row_blocks(len(window.work)):
+        work = window.work.rows(some)
+        place = np.searchsorted(names, work.name) * len(CLASSES) + window.classes[some]
+        length = work.end_ns - work.start_ns
+        talks = window.communicates[some]
+        bare = length[talks] - window.compute.within_ns(work.start_ns[talks], work.end_ns[talks])
+        np.add.at(counts, place, 1)
+        np.add.at(total, place, length)
+        np.add.at(shown, place[talks], bare)
+        np.maximum.at(blocks, place, work.blocks)
+        np.maximum.at(threads, place, work.threads)
     kernels = [
         Kernel(
-            window.trace.names[key // len(CLASSES)],
+            window.trace.names[int(names[key // len(CLASSES)])],
             CLASSES[key % len(CLASSES)],
-            int(counts[i]),
-            us(int(total[i])),
-            us(int(shown[i])),
-            int(blocks[i]),
-            int(threads[i]),
+            int(counts[key]),
+            us(int(total[key])),
+            us(int(shown[key])),
+            int(blocks[key]),
+            int(threads[key]),
         )
-        for i, key in enumerate(names.tolist())
+        for key in np.flatnonzero(counts).tolist()
     ]
     return sorted(kernels, key=lambda kernel: (-kernel.total_us, kernel.name))
 

@@ -16,6 +16,7 @@ import numpy as np
 from counterflow.trace.columns import GpuWork, Ints
 from counterflow.trace.cover import Cover
 from counterflow.trace.figures import Flight
+from counterflow.trace.read import graph_of
 from counterflow.trace.rules import function_of
 from counterflow.trace.window import Window, us
 
@@ -65,7 +66,7 @@ def flights(work: GpuWork, names: Sequence[str], launch: Ints) -> Flights:
     """
     roles = {name: role for name in np.unique(work.name).tolist() if (role := role_of(names[name]))}
     rows = np.flatnonzero(np.isin(work.name, list(roles)))
-    graph = _in_graphs(launch)
+    graph = graph_of(launch)
     pairs = []
     for key in np.unique(np.stack([work.device[rows], work.stream[rows]]), axis=1).T.tolist():
         here = rows[(work.device[rows] == key[0]) & (work.stream[rows] == key[1])].tolist()
@@ -93,14 +94,6 @@ def role_of(name: str) -> tuple[str, str] | None:
     if not role and not re.search(r"internode_ll|low_?latency", function, re.IGNORECASE):
         return None
     return found["kind"].lower(), {"recv": "receive"}.get(role, role)
-
-
-def _in_graphs(launch: Ints) -> Ints:
-    """The launch of each piece that shares it with others, -1 for those with one of their own."""
-    if not len(launch):
-        return launch
-    count = np.bincount(launch + 1)
-    return np.where((launch >= 0) & (count[launch + 1] > 1), launch, -1)
 
 
 def _pairs(rows: list[int], roles: list[tuple[str, str]], graph: Ints) -> Iterator[tuple[int, int]]:

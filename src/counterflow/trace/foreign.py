@@ -157,7 +157,7 @@ def _rows_of_steps(trace: Trace) -> Iterator[tuple[str, Ints]]:
     """For each of the profiler's steps the work that was launched in it; all of it where there is none."""
     steps = [
         (start, end, trace.names[name])
-        for start, end, name, _, on_gpu in trace.annotations.tuples()
+        for start, end, name, _, on_gpu, *_ in trace.annotations.tuples()
         if not on_gpu and trace.names[name].startswith("ProfilerStep#")
     ]
     launch = launch_of(trace.work, trace.launches)

@@ -8,29 +8,28 @@ from counterflow.trace.columns import Ints
 from counterflow.trace.cover import Cover
 
 
-def owned(start_ns: Ints, end_ns: Ints) -> tuple[Ints, Ints, Ints]:
+def owned(start_ns: Ints, end_ns: Ints, until_ns: int = -(2**62)) -> tuple[Ints, Ints, Ints]:
     """Give each instant to one of the intervals that cover it: to the one that started first, of equals the first told.
 
     Args:
-        start_ns: where the intervals begin [intervals].
+        start_ns: where the intervals begin, in order [intervals].
         end_ns: where they end [intervals].
+        until_ns: what lies before that is owned already.
 
     Returns:
         Which intervals own time [pieces], and from when to when: disjoint and in order, their union is the whole.
 
     Example:
         >>> import numpy as np
-        >>> which, start, end = owned(np.array([0, 2, 5, 3]), np.array([4, 30, 50, 3]))
+        >>> which, start, end = owned(np.array([0, 2, 3, 5]), np.array([4, 30, 3, 50]))
         >>> list(zip(which.tolist(), start.tolist(), end.tolist()))
-        [(0, 0, 4), (1, 4, 30), (2, 30, 50)]
+        [(0, 0, 4), (1, 4, 30), (3, 30, 50)]
     """
-    order = np.argsort(start_ns, kind="stable")
-    start, end = start_ns[order], end_ns[order]
     # What began earlier has all ended by then.
-    ended = np.maximum.accumulate(np.concatenate([start[:1], end[:-1]]))
-    start = np.maximum(start, ended)
-    kept = end > start
-    return order[kept], start[kept], end[kept]
+    ended = np.maximum.accumulate(np.append(until_ns, end_ns))[:-1]
+    start = np.maximum(start_ns, ended)
+    kept = np.flatnonzero(end_ns > start)
+    return kept, start[kept], end_ns[kept]
 
 
 def hidden_under(talk: Cover, column: Ints, start_ns: Ints, end_ns: Ints, columns: int) -> Ints:

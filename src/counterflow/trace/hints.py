@@ -18,7 +18,8 @@ class Hint:
     """``part`` is "attention", "router", "experts", "other" or ""; ``direction`` "F", "B", "W" or "".
 
     ``routed``: only experts behind a router run it. ``core``: attention itself, or a grouped GEMM. ``opens`` and
-    ``closes``: a block of the model often begins, or ends, with it.
+    ``closes``: a block of the model often begins, or ends, with it. ``prepares``: it makes grouped products ready, of
+    any direction.
     """
 
     part: str = ""
@@ -28,6 +29,7 @@ class Hint:
     gemm: bool = False
     opens: bool = False
     closes: bool = False
+    prepares: bool = False
 
 
 # The first that is found decides the part.
@@ -46,6 +48,7 @@ BACKWARD = r"backward|bwd|bprop|dgrad|grad_?input|_grad_|computegrad|dot_do_o|co
 WEIGHTS = r"wgrad|weight_?grad|grad_?weight|dweight|(?<![a-z])k_grouped|_acc(?:::|\b)|accumulate_?grad"
 FORWARD = r"fwd|forward|fprop|cutlassf_"
 GEMM = r"gemm|nvjet|(?<![a-z])cijk_|xmma|matmul|grouped_?mm"
+PREPARES = r"(?:prepare|set_?up|compute|get|fill)_\w*(?:gemm|problem|expert)"
 NORM = r"(?:layer|rms|group)_?norm|(?<![a-z])ln_(?:fwd|bwd)|rsqrt|pow_tensor"
 
 # Gradients of weights multiply two tensors along their tokens, the outer axis of both: "nt", whoever wrote the model.
@@ -53,7 +56,7 @@ _TRANSPOSED = r"nvjet\w*_nt[nt]\b|(?:gemm|xmma)\w*_nt(?:_|\b)|majore1els\w{1,4}_
 _STRIDES = re.compile(r"tuple<(?:cute::c<1>, ?long|long, ?cute::c<1>)")
 
 _PARTS = tuple((part, re.compile(pattern)) for part, pattern in PARTS)
-_BACKWARD, _FORWARD, _GEMM, _NORM = map(re.compile, (BACKWARD, FORWARD, GEMM, NORM))
+_BACKWARD, _FORWARD, _GEMM, _NORM, _PREPARES = map(re.compile, (BACKWARD, FORWARD, GEMM, NORM, PREPARES))
 _WEIGHTS = re.compile(f"{WEIGHTS}|{_TRANSPOSED}")
 
 
@@ -72,14 +75,16 @@ def hint_of(name: str) -> Hint:
     kind = next((part for part, pattern in _PARTS if pattern.search(name)), "")
     direction = _direction(name) or ("F" if kind in ("core", "activation") else "")
     norm = bool(_NORM.search(name))
+    prepares = kind == "routed" and bool(_PREPARES.search(name))
     return Hint(
         part={"core": "attention", "routed": "experts", "activation": "experts"}.get(kind, kind),
         direction=direction,
         routed=kind == "routed",
         core=kind == "core",
-        gemm=kind != "core" and bool(_GEMM.search(name)) and "::utils::" not in name,
+        gemm=kind != "core" and not prepares and bool(_GEMM.search(name)) and "::utils::" not in name,
         opens=norm and direction != "B",
         closes=norm and direction == "B",
+        prepares=prepares,
     )
 
 

@@ -80,7 +80,7 @@ def _weights(hint: Hint, dispatches: bool) -> list[float]:
 
 def _weight(state: str, part: str, size: float, hint: Hint, way: float) -> float:
     if state == "W":
-        return way + size if hint.direction == "W" else -(size + way + _DIRECTION["W"] * hint.gemm)
+        return way + size if hint.direction == "W" or hint.prepares else -(size + way + _DIRECTION["W"] * hint.gemm)
     weight = size if state.startswith(part) else -size
     backward = state.endswith("(B)")
     if hint.direction == "W" and backward:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -66,7 +66,8 @@ class Message(NamedTuple):
 def messages(trace: Trace) -> list[Message]:
     """Every message of a rank in time; what the trace does not describe by the names of NCCL's kernels.
 
-    The file is read once more for it; what came through a pipe is gone, and only kernels' names are left of it.
+    The file is read once more for it. What came through a pipe is gone: only NCCL's kernels are left of it, without
+    groups and sizes, and ``unheard`` says so.
 
     Example:
         >>> import json, tempfile, pathlib
@@ -83,6 +84,16 @@ def messages(trace: Trace) -> list[Message]:
     described = {(one.start_ns, one.end_ns) for one in found if not one.on_host}
     kernels = [one for one in _by_kernel_names(trace) if (one.start_ns, one.end_ns) not in described]
     return sorted([*found, *kernels], key=lambda one: (one.start_ns, one.end_ns))
+
+
+def unheard(traces: Iterable[Trace]) -> Iterator[str]:
+    """A sentence for each trace whose messages cannot be read, for its file is not there any more."""
+    for trace in traces:
+        if not is_regular(trace.file):
+            yield (
+                f"{trace.file} cannot be read a second time, so the groups and sizes of its messages are not known: "
+                "give a file in place of a pipe"
+            )
 
 
 def between_ranks(work: GpuWork, said: Sequence[Message]) -> npt.NDArray[np.bool_]:
@@ -196,7 +207,7 @@ def _by_kernel_names(trace: Trace) -> Iterator[Message]:
     launch = launch_of(work, trace.launches)
     calls = [
         (start, end, _call(trace.names[name]))
-        for start, end, name, _, on_gpu in trace.annotations.tuples()
+        for start, end, name, _, on_gpu, *_ in trace.annotations.tuples()
         if not on_gpu and trace.names[name].startswith("nccl:")
     ]
     starts = np.array([start for start, *_ in calls], dtype=np.int64)

@@ -2,7 +2,8 @@
 
 Half of a training step is launched by autograd's thread, while the annotations stand on the thread that called it.
 So a piece belongs to the innermost annotation that was open when it was launched, on its own thread if that has one,
-else on any; identifiers are not used, for they often match nothing.
+else on any; identifiers are not used, for they often match nothing. A CUDA graph is one launch: its pieces go by the
+annotations on the GPU's own time, where those name them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from counterflow.trace.columns import Annotations, Ints
-from counterflow.trace.cover import Cover
+from counterflow.trace.cover import Cover, blocks
+from counterflow.trace.graph_phases import phases_in_graphs
 from counterflow.trace.kernel_order import phases_by_order
 from counterflow.trace.parts import Part, part_of
 from counterflow.trace.read import Trace, launch_of
@@ -61,7 +63,9 @@ def phases_of(trace: Trace, classes: Ints) -> Phases:
         >>> phases.source, phases.names
         ('kernel order', ('attention(F)', 'experts(F)', 'combine(F)'))
     """
-    leaves, rows = phase_rows(trace)
+    launch = launch_of(trace.work, trace.launches)
+    leaves, rows = phase_rows(trace, launch)
+    leaves, rows = phases_in_graphs(trace, launch, leaves, rows)
     names = tuple(trace.names[name] for name in leaves.name.tolist())
     parts = tuple(map(part_of, names))
     used = np.unique(rows[rows != NONE]).tolist()
@@ -72,25 +76,28 @@ def phases_of(trace: Trace, classes: Ints) -> Phases:
     return Phases(names, parts, rows, "annotations" if used else "none")
 
 
-def phase_rows(trace: Trace) -> tuple[Annotations, Ints]:
+def phase_rows(trace: Trace, launch: Ints) -> tuple[Annotations, Ints]:
     """The innermost annotations, in order, and for each piece of GPU work the row of its own; NONE outside them.
+
+    ``launch`` is the row of each piece's launch record, as ``launch_of`` gives it [work].
 
     Annotations that hold others, and the profiler's own steps, are no phases; but where an annotation names a part
     of a layer, those inside it that name none (of a collective, say) count as nothing.
     """
     leaves = _leaves(trace)
-    launch = launch_of(trace.work, trace.launches)
-    rows = np.full(len(trace.work), NONE, dtype=np.int64)
-    known = launch >= 0
-    if not len(leaves) or not known.any():
+    rows = np.full(len(trace.work), NONE, dtype=np.int32)
+    if not len(leaves) or not len(trace.launches):
         return leaves, rows
-    at, thread = trace.launches.start_ns[launch[known]], trace.launches.thread[launch[known]]
-    anywhere = _open_at(leaves, np.arange(len(leaves)), at)
-    for one in np.unique(leaves.thread).tolist():
-        here = thread == one
-        found = _open_at(leaves, np.flatnonzero(leaves.thread == one), at[here])
-        anywhere[here] = np.where(found == NONE, anywhere[here], found)
-    rows[known] = anywhere
+    threads = {one: np.flatnonzero(leaves.thread == one) for one in np.unique(leaves.thread).tolist()}
+    for some in blocks(len(rows)):
+        own = launch[some]
+        at = trace.launches.start_ns[own]
+        found = _open_at(leaves, np.arange(len(leaves)), at)
+        for one, of_thread in threads.items():
+            here = trace.launches.thread[own] == one
+            row = _open_at(leaves, of_thread, at[here])
+            found[here] = np.where(row == NONE, found[here], row)
+        rows[some] = np.where(own >= 0, found, NONE)
     return leaves, rows
 
 

@@ -22,7 +22,7 @@ class Pieces:
     def __init__(self, window: Window) -> None:
         self.window = window
         self.start, self.end = window.exposed.start_ns, window.exposed.end_ns
-        self.compute = np.flatnonzero(window.computes & window.lasts)
+        self.compute = np.flatnonzero(window.computes & window.lasts).astype(np.int32)
         self.waited = self._waited()
 
     def lasting_ns(self, *kinds: int) -> int:
@@ -47,7 +47,7 @@ class Pieces:
         starts, ends = self.start[chosen], self.end[chosen]
         first = np.searchsorted(np.maximum.accumulate(work.end_ns[talk]), starts, side="right")
         past = np.searchsorted(work.start_ns[talk], ends, side="left")
-        following = np.searchsorted(work.start_ns[self.compute], ends, side="left")
+        following = self._following(ends)
         columns = (c.tolist() for c in (starts, ends, first, past, following, self.waited[chosen]))
         for start, end, one, stop, then, waited in zip(*columns, strict=True):
             rows = [row for row in talk[one:stop].tolist() if work.end_ns[row] > start]
@@ -62,15 +62,21 @@ class Pieces:
                 WAITED[waited],
             )
 
+    def _following(self, times: Ints) -> Ints:
+        """For each time the place, among all compute, of what starts first from then on; behind the last if none."""
+        return np.searchsorted(self.compute, np.searchsorted(self.window.work.start_ns, times).astype(np.int32))
+
     def _waited(self) -> Ints:
         window = self.window
         launches = window.trace.launches
-        launch = window.launch[self.compute]
+        following = np.unique(self._following(self.end))
+        compute = self.compute[following[following < len(self.compute)]]  # all other compute matters nothing
+        launch = window.launch[compute]
         called = np.where(launch >= 0, launches.end_ns[launch], -1) if len(launches) else launch
         return waited_for(
             window.exposed,
             window.communication,
             np.sort(window.work.end_ns[(window.classes == TRANSFER) & window.lasts]),
-            window.work.start_ns[self.compute],
+            window.work.start_ns[compute],
             called,
         )

@@ -14,13 +14,13 @@ from counterflow.schedule import GENERATORS, Action, Schedule, check, generate
 from counterflow.timeline import Span, Timeline
 from counterflow.trace.alignment import Alignment
 from counterflow.trace.boundaries import boundary_bytes
-from counterflow.trace.messages import Message, messages
+from counterflow.trace.messages import Message, messages, unheard
 from counterflow.trace.needs import align_by_needs
 from counterflow.trace.ranges import EXECUTOR, TIMELINE, Ran, Ranges, ranges
 from counterflow.trace.read import Trace
 from counterflow.trace.rounds import RankRow, actions_of, commonest, whole_rows
 from counterflow.trace.side_by_side import align_ranks, of_ranks, rank_of
-from counterflow.trace.source import is_regular
+from counterflow.trace.sums import Stretch, stretches, sums_after
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,8 @@ class MeasuredPipeline:
     ``named_by`` says whose ranges these are. ``schedule`` has the rows as they ran; ``problem`` says why ``check``
     refuses it, None where it is whole. ``steps`` are timelines on one clock, see ``alignment``; ``cut`` counts the
     actions outside them. ``files`` and ``ranks`` name the traces, rank by rank; a trace of all ranks stands for each.
-    ``boundary_bytes`` is for each stage what its forwards send on, empty where no sizes were recorded.
+    ``boundary_bytes`` is for each stage what its forwards send on, empty where no sizes were recorded. ``sums`` are
+    those of gradients over twins behind all steps; a trace of all ranks does not tell whose they are.
     """
 
     named_by: str
@@ -42,6 +43,7 @@ class MeasuredPipeline:
     ranks: tuple[int, ...]
     alignment: Alignment
     boundary_bytes: tuple[float | None, ...] = ()
+    sums: tuple[Span, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -87,7 +89,7 @@ def measured_pipeline(traces: Sequence[Trace], schedule: Schedule | None = None)
         1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3 [3000, 3000]
     """
     recorded = [
-        _Recorded(place, trace, said := messages(trace), ranges(trace, said, place))
+        _Recorded(place, trace, said := messages(trace), ranges(trace, said, place), stretches(trace))
         for place, group in enumerate(of_ranks(traces))
         for trace in group
     ]
@@ -119,6 +121,7 @@ def measured_pipeline(traces: Sequence[Trace], schedule: Schedule | None = None)
         boundary_bytes=boundary_bytes(
             [one.trace for one in recorded], [one.said for one in recorded], found, measured.num_stages
         ),
+        sums=tuple(span for step in steps for span in _sums(step, recorded, aligned)),
         warnings=tuple(_warnings([one.trace for one in recorded], found, measured, problem)),
     )
 
@@ -130,6 +133,7 @@ class _Recorded(NamedTuple):
     trace: Trace
     said: list[Message]
     ranges: Ranges | None
+    sums: list[Stretch]
 
 
 def _by_rank(
@@ -137,7 +141,7 @@ def _by_rank(
 ) -> Iterator[tuple[tuple[int, int], RankRow]]:
     """What each rank did in each of its files, on one clock; the first two numbers tell the ranks apart."""
     alone = len(aligned.offsets_us) == 1
-    for place, trace, _, read in recorded:
+    for place, trace, _, read, _ in recorded:
         ran = () if read is None else read.ran
         devices = sorted({one.device for one in ran})
         if devices == [-1] and alone and schedule is not None:
@@ -240,6 +244,18 @@ def _named(schedule: Schedule) -> Schedule:
     return schedule
 
 
+def _sums(step: list[RankRow], recorded: Sequence[_Recorded], aligned: Alignment) -> Iterator[Span]:
+    """The sums over twins that each rank made behind this step, where it has a trace of its own."""
+    files = [row.file for row in step]
+    by_file = {one.trace.file: one for one in recorded}
+    for rank, row in enumerate(step):
+        one = by_file[row.file]
+        if files.count(row.file) == 1 and one.ranges is not None:
+            later = [ran.opened_ns for ran in one.ranges.ran]
+            offset = int(aligned.offsets_ns[row.place])
+            yield from sums_after(one.sums, row.ran[-1].opened_ns, later, rank, offset)
+
+
 def _timeline(step: list[RankRow]) -> Timeline:
     return Timeline.from_spans(
         Span(rank, ran.text, ran.start_ns, ran.end_ns) for rank, row in enumerate(step) for ran in row.ran
@@ -262,9 +278,7 @@ def _warnings(traces: Sequence[Trace], found: list[Ranges], schedule: Schedule, 
             f"{traces[0].file} has all {schedule.num_stages} stages and is taken for one rank; if several ranks ran in "
             "one process, give the schedule that ran"
         )
-    for trace in traces:
-        if not is_regular(trace.file):
-            yield f"{trace.file} came through a pipe and cannot be read again: what ranks said is not known"
+    yield from unheard(traces)
     if any(one.on_gpu for one in found) != all(one.on_gpu for one in found):
         yield "some traces have GPU work and some have not: their actions are measured on different clocks"
     if found[0].named_by not in (EXECUTOR, TIMELINE) and not found[0].on_gpu:

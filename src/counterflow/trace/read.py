@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from counterflow.errors import TraceError
 from counterflow.trace.columns import Annotations, Columns, GpuWork, Ints, Joiner, Launches
+from counterflow.trace.cover import blocks
 from counterflow.trace.events import Collector
 from counterflow.trace.scan import Opening, Scan, Unlike
 from counterflow.trace.source import BLOCK, Source, is_packed, is_regular, opened, rereadable
@@ -310,9 +311,9 @@ def _about_reading(head: Head, columns: Columns) -> list[str]:
     if head.broken == MOST_FAULTS:
         told.append(f"the file is broken in {MOST_FAULTS} places: what follows the last of them was not read")
     elif head.broken:
-        told.append(f"the file is broken in {_counted(head.broken, 'place')}: the events there are missing")
+        told.append(f"the file is broken in {counted(head.broken, 'place')}: the events there are missing")
     if columns.unusable:
-        told.append(f"{_counted(columns.unusable, 'event')} without a usable time and duration left out")
+        told.append(f"{counted(columns.unusable, 'event')} without a usable time and duration left out")
     return told
 
 
@@ -325,12 +326,12 @@ def _about_work(work: GpuWork, launches: Launches) -> list[str]:
     launch = launch_of(work, launches)
     orphans = int((launch < 0).sum())
     if orphans:
-        told.append(f"{_counted(orphans, 'piece')} of GPU work without a launch record: counted all the same")
+        told.append(f"{counted(orphans, 'piece')} of GPU work without a launch record: counted all the same")
     early = launches.start_ns[launch] - work.start_ns
     early = early[(launch >= 0) & (early > 0)]
     if len(early):
         told.append(
-            f"{_counted(len(early), 'piece')} of GPU work before the call that launched it, by up to "
+            f"{counted(len(early), 'piece')} of GPU work before the call that launched it, by up to "
             f"{early.max() / 1000:.3f} µs: the clocks of CPU and GPU differ"
         )
     return told
@@ -339,14 +340,26 @@ def _about_work(work: GpuWork, launches: Launches) -> list[str]:
 def launch_of(work: GpuWork, launches: Launches) -> Ints:
     """For each piece of GPU work the row of its launch record, the first one of several; -1 where there is none."""
     if not len(launches):
-        return np.full(len(work), -1, dtype=np.int64)
+        return np.full(len(work), -1, dtype=np.int32)
     order = np.argsort(launches.correlation, kind="stable")
     ordered = launches.correlation[order]
-    place = np.minimum(np.searchsorted(ordered, work.correlation), len(ordered) - 1)
-    return np.where(ordered[place] == work.correlation, order[place], -1)
+    rows = np.empty(len(work), dtype=np.int32)
+    for some in blocks(len(work)):
+        place = np.minimum(np.searchsorted(ordered, work.correlation[some]), len(ordered) - 1)
+        rows[some] = np.where(ordered[place] == work.correlation[some], order[place], -1)
+    return rows
 
 
-def _counted(number: int, what: str) -> str:
+def graph_of(launch: Ints) -> Ints:
+    """For each piece of GPU work the row of the launch record that it shares with others (a graph's); else -1."""
+    if not len(launch):
+        return launch
+    count = np.bincount(launch + 1)
+    return np.where(count[launch + 1] > 1, launch, -1)
+
+
+def counted(number: int, what: str) -> str:
+    """``1 place``, ``8 places``."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 

@@ -109,21 +109,20 @@ class Rules:
     def classify(self, work: GpuWork, names: Sequence[str], sms: dict[int, int]) -> Ints:
         """For each piece of work the index of its class in ``CLASSES``, shape [work]."""
         functions = {name: function_of(names[name]) for name in np.unique(work.name).tolist()}
-        table = np.full(len(names), COMPUTE, dtype=np.int64)
+        table = np.full(len(names), COMPUTE, dtype=np.int32)
         for name, function in functions.items():
             table[name] = _built_in(function)
-        classes = table[work.name] if len(names) else np.zeros(0, dtype=np.int64)
-        other = (work.kind > KERNEL) & (classes == COMPUTE)
-        classes = np.where(other, MEMORY, classes)
-        classes = np.where(work.kind == COMPUTE_SPAN, COMPUTE, classes)
-        classes = np.where(work.kind == COMMUNICATION_SPAN, TRANSFER, classes)
-        classes = np.where(_strange(work, classes, sms), UNKNOWN_KERNEL, classes)
+        classes = table[work.name] if len(names) else np.zeros(0, dtype=np.int32)
+        classes[(work.kind > KERNEL) & (classes == COMPUTE)] = MEMORY
+        classes[work.kind == COMPUTE_SPAN] = COMPUTE
+        classes[work.kind == COMMUNICATION_SPAN] = TRANSFER
+        classes[_strange(work, classes, sms)] = UNKNOWN_KERNEL
         for rule in reversed(self.own):
             met = np.ones(len(work), dtype=bool) if rule.stream is None else work.stream == rule.stream
             if rule.pattern is not None:
                 meets = [name for name, function in functions.items() if rule.pattern.match(function)]
                 met &= np.isin(work.name, meets)
-            classes = np.where(met, rule.kind, classes)
+            classes[met] = rule.kind
         return classes
 
 

@@ -20,23 +20,31 @@ class Window:
     Args:
         trace: where it is from.
         device: the GPU.
-        rows: which pieces of the trace's work it is [work].
-        classes: their classes [work].
-        launch: the rows of their launch records, -1 where not told [work].
-        phases: the phases of all the trace's work.
+        rows: which pieces of the trace's work it is, as an index; a slice of all takes no copies.
+        classes: the classes of all the trace's work [work].
+        launch: the rows of all its launch records, -1 where not told [work].
+        phases: the phases of all of it.
         start: when the window begins, in ns.
         end: when it ends.
     """
 
     def __init__(
-        self, trace: Trace, device: int, rows: Ints, classes: Ints, launch: Ints, phases: Phases, start: int, end: int
+        self,
+        trace: Trace,
+        device: int,
+        rows: Ints | slice,
+        classes: Ints,
+        launch: Ints,
+        phases: Phases,
+        start: int,
+        end: int,
     ) -> None:
         self.trace, self.device, self.start, self.end = trace, device, start, end
-        self.work = _clipped(trace.work if len(rows) == len(trace.work) else trace.work.rows(rows), start, end)
-        self.classes, self.launch = classes, launch
+        self.work = _clipped(trace.work.rows(rows), start, end)
+        self.classes, self.launch = classes[rows], launch[rows]
         self.phases, self.phase_rows = phases, phases.rows[rows]
-        self.computes = classes == COMPUTE
-        self.communicates = np.isin(classes, COMMUNICATION)
+        self.computes = self.classes == COMPUTE
+        self.communicates = np.isin(self.classes, COMMUNICATION)
         self.lasts = self.work.end_ns > self.work.start_ns
         """What has a length; the profiler also tells of kernels without one."""
         self.compute = self.cover(self.computes)
@@ -45,7 +53,7 @@ class Window:
 
     def cover(self, which: Bools) -> Cover:
         """When any of these pieces of work runs."""
-        return Cover.of(self.work.start_ns[which], self.work.end_ns[which])
+        return Cover.of(self.work.start_ns, self.work.end_ns, which)
 
     def name(self, row: int) -> str:
         """The kernel's name."""
@@ -58,6 +66,8 @@ class Window:
 
 
 def _clipped(work: GpuWork, start: int, end: int) -> GpuWork:
+    if not len(work) or (work.start_ns.min() >= start and work.end_ns.max() <= end):
+        return work
     columns = vars(work) | {"start_ns": work.start_ns.clip(start, end), "end_ns": work.end_ns.clip(start, end)}
     return GpuWork(**columns)
 

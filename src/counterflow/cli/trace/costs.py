@@ -67,6 +67,7 @@ _LABELS = {
     "input_us": "I",
     "weight_us": "W",
     "overlapped_us": "F&B",
+    "twins_us": "sum over twins",
     "latency_us": "latency",
 }
 

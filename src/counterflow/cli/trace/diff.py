@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from counterflow.cli.output import counted, number, print_json, print_table, printable
+from counterflow.cli.output import counted, number, print_json, print_table, printable, short, warn
+from counterflow.cli.trace.options import RulesFile
 from counterflow.cli.trace.progress import reading
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ def diff(
         Path, typer.Argument(metavar="A", help="A trace, a folder with the traces of all ranks, or - for a pipe.")
     ],
     b: Annotated[Path, typer.Argument(metavar="B", help="The same of the run to compare with it.")],
-    rules: Annotated[
-        Path | None, typer.Option("--rules", help="A JSON file that tells what further kernels are.")
-    ] = None,
+    rules: RulesFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Compare two runs by phase and kernel: what takes longer in B than in A, and what less.
@@ -56,7 +54,7 @@ def diff(
         traces = [open_traces(path, progress=progress) for path in (a, b)]
     for trace in [*traces[0], *traces[1]]:
         for warning in trace.warnings:
-            print(f"counterflow: warning: {printable(f'{trace.file}: {warning}')}", file=sys.stderr)
+            warn(f"{trace.file}: {warning}")
     found = difference(traces[0], traces[1], chosen)
     if as_json:
         warnings = [[warning for trace in side for warning in trace.warnings] for side in traces]
@@ -125,7 +123,7 @@ def _show_changes(columns: tuple[str, ...], changes: list[Change]) -> None:
         [*headings, "calls A", "calls B", "A µs", "B µs", "B - A", "B / A", "each A µs", "each B µs"],
         [
             [
-                *(_short(str(getattr(change, name)) or "outside all") for name in columns),
+                *(short(str(getattr(change, name)) or "outside all") for name in columns),
                 *(number(count) for count in change.count),
                 *_figures(change.total_us),
                 *(number(us) if count else "" for us, count in zip(change.mean_us, change.count, strict=True)),
@@ -141,8 +139,3 @@ def _figures(pair: Pair) -> list[str]:
     ratio = "" if pair.ratio is None else f"{pair.ratio:.3f}"
     only = "only in B" if pair.b and not pair.a else "only in A" if pair.a and not pair.b else ratio
     return [number(pair.a), number(pair.b), f"{'+' if pair.difference > 0 else ''}{number(pair.difference)}", only]
-
-
-def _short(text: str) -> str:
-    text = printable(text)
-    return text if len(text) <= 60 else text[:28] + "…" + text[-31:]

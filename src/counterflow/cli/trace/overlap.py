@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from counterflow.cli.output import print_json, print_table, printable
+from counterflow.cli.output import print_json, print_table, printable, short, warn
+from counterflow.cli.trace.options import RulesFile, Within
 from counterflow.cli.trace.progress import reading
 from counterflow.errors import CounterflowError, TraceError
 
@@ -24,12 +25,8 @@ _COLUMNS = 8
 
 def overlap(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Traces, one folder of them, or - for a pipe.")],
-    within: Annotated[
-        str | None, typer.Option("--within", metavar="NAME", help="Only what was launched inside this annotation.")
-    ] = None,
-    rules: Annotated[
-        Path | None, typer.Option("--rules", help="A JSON file that tells what further kernels are.")
-    ] = None,
+    within: Within = None,
+    rules: RulesFile = None,
     max_exposed: Annotated[
         str | None,
         typer.Option("--max-exposed", metavar="PERCENT", help="Exit with 1 if more of a GPU's window is exposed."),
@@ -54,7 +51,7 @@ def overlap(
     found = [(trace, exposures(trace, chosen, within)) for trace in traces]
     for trace, gpus in found:
         for warning in dict.fromkeys(w for gpu in gpus for w in gpu.warnings) if gpus else trace.warnings:
-            print(f"counterflow: warning: {printable(f'{trace.file}: {warning}')}", file=sys.stderr)
+            warn(f"{trace.file}: {warning}")
     if as_json:
         print_json({"traces": [entry for trace, gpus in found for entry in _entries(trace, gpus)]})
     else:
@@ -218,7 +215,7 @@ def _show_kernels(gpu: Exposure) -> None:
         ["communication kernel", "is", "runs", "µs", "exposed µs", "grid × block"],
         [
             [
-                _short(name),
+                short(name),
                 kind,
                 f"{count:,}",
                 _time(total),
@@ -249,12 +246,12 @@ def _show_pieces(gpu: Exposure) -> None:
         ["kernel", "at µs", "µs", "phase", "compute that follows", "phase", "outcome"],
         [
             [
-                _short(", ".join(dict.fromkeys(map(function_of, p.kernels)))),
+                short(", ".join(dict.fromkeys(map(function_of, p.kernels)))),
                 _time(p.start_us),
                 _time(p.length_us),
-                _short(", ".join(p.phases)),
-                _short(function_of(p.then)) if p.then else "none",
-                _short(p.then_phase),
+                short(", ".join(p.phases)),
+                short(function_of(p.then)) if p.then else "none",
+                short(p.then_phase),
                 p.waited,
             ]
             for p in gpu.pieces[:_PIECES]
@@ -270,7 +267,7 @@ def _show_phases(gpu: Exposure) -> None:
         [f"phase, by {gpu.phase_source}", "ranges", "compute µs", "communication µs", "exposed µs", "other µs"],
         [
             [
-                _short(p.name),
+                short(p.name),
                 f"{p.count:,}",
                 *(_time(us) for us in (p.compute_us, p.communication_us, p.exposed_us, p.other_us)),
             ]
@@ -294,10 +291,10 @@ def _show_hiding(gpu: Exposure) -> None:
         under = {share.phase: share.us for share in row.under}
         others = sum(us for phase, us in under.items() if phase not in largest)
         cells = [row.communication_us, row.exposed_us, *(under.get(phase, 0.0) for phase in columns), others]
-        rows.append([_short(row.name), *(_time(us) if us else "" for us in cells[: len(columns) + len(rest) + 2])])
+        rows.append([short(row.name), *(_time(us) if us else "" for us in cells[: len(columns) + len(rest) + 2])])
     nameless = "compute of no phase" if gpu.phases else "compute"
     print("\nwhat hides which communication, µs:")
-    print_table(["", "communication", "exposed", *(f"under {_short(c) or nameless}" for c in columns), *rest], rows)
+    print_table(["", "communication", "exposed", *(f"under {short(c) or nameless}" for c in columns), *rest], rows)
 
 
 def _show_flights(gpu: Exposure) -> None:
@@ -309,12 +306,6 @@ def _show_flights(gpu: Exposure) -> None:
         ["", "flights", "µs", "hidden under compute", "exposed"],
         [[name, f"{count:,}", *map(_time, times)] for name, count, *times in rows],
     )
-
-
-def _short(text: str) -> str:
-    """Names in a trace are anybody's: on one line, steering no terminal, and no longer than a line bears."""
-    text = printable(text)
-    return text if len(text) <= 60 else text[:28] + "…" + text[-31:]
 
 
 def _time(us: float) -> str:

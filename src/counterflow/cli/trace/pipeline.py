@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from counterflow.cli.options import Json
-from counterflow.cli.output import counted, number, print_json, print_table, printable, writing
+from counterflow.cli.output import counted, number, print_json, print_table, printable, warn, writing
 from counterflow.cli.schedules import head_of, sizes_of
 from counterflow.cli.trace.bounds import report_bounds
 from counterflow.cli.trace.clocks import clocks, print_stragglers
@@ -55,6 +54,7 @@ def pipeline(
     """
     from counterflow.schedule import read_schedule
     from counterflow.trace import bubble_bounds, measured_pipeline, open_traces
+    from counterflow.trace.messages import unheard
 
     if overlay is not None and overlay.suffix not in (".svg", ".png"):
         raise CounterflowError(f"{overlay} ends in {overlay.suffix!r}; an overlay is drawn as .svg or .png")
@@ -68,10 +68,12 @@ def pipeline(
                 f"{files[0]} names no actions, so there is no schedule to draw, to write or to simulate; leave out "
                 "--overlay, --costs and -o"
             )
+        for warning in unheard(traces):
+            warn(warning)
         report_bounds(*bubble_bounds(traces), as_json)
         return
     for warning in found.warnings:
-        print(f"counterflow: warning: {printable(warning)}", file=sys.stderr)
+        warn(warning)
     chosen = _chosen(found, step)
     simulated = _simulated(found, costs) if costs is not None or overlay is not None else None
     differing: list[Deviation] = []

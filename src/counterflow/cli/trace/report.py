@@ -9,6 +9,7 @@ import typer
 
 from counterflow.cli.options import Json
 from counterflow.cli.output import counted, print_json, printable, writing
+from counterflow.cli.trace.options import RulesFile, Within
 from counterflow.cli.trace.progress import reading
 from counterflow.errors import CounterflowError
 
@@ -16,12 +17,8 @@ from counterflow.errors import CounterflowError
 def report(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Traces or timelines, or one folder of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write, an .html.")],
-    within: Annotated[
-        str | None, typer.Option("--within", metavar="NAME", help="Only what was launched inside this annotation.")
-    ] = None,
-    rules: Annotated[
-        Path | None, typer.Option("--rules", help="A JSON file that tells what further kernels are.")
-    ] = None,
+    within: Within = None,
+    rules: RulesFile = None,
     as_json: Json = False,
 ) -> None:
     """Write one page that shows where the time went, and the communication that no compute hid.
