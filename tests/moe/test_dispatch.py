@@ -92,6 +92,26 @@ def _columns(placement: Placement, rank: int) -> tuple[Tensor, Tensor]:
     return dispatch.table, dispatch.copies
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+def test_another_placement_is_gone_by_from_then_on(balanced: bool) -> None:
+    old, new, chosen = any_placement(0, 4), any_placement(1, 4), choices(2, 8)
+    moved, fresh = (Dispatch(placement, 0, Told(2, 4)) for placement in (old, new))
+    moved.sort(chosen, balanced, Context())
+    moved.place(new, 0)
+    found, expected = Context(), Context()
+    moved.sort(chosen, balanced, found)
+    fresh.sort(chosen, balanced, expected)
+    assert found.rows == expected.rows
+    assert all(torch.equal(value, vars(expected.notes)[name]) for name, value in vars(found.notes).items())
+
+
+class Told(Seat):
+    """Every rank is said to send as many rows as this one sends itself."""
+
+    def counts(self, rows: Tensor) -> Tensor:
+        return rows[self.rank].expand_as(rows)
+
+
 # --- what is refused ----------------------------------------------------------------------------------------
 
 

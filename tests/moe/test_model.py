@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from counterflow import CounterflowError, LoadTracker
 from counterflow.moe import Decode, LatentCache, Part, Prefill, run, stage, stages, take_counts
 from counterflow.moe import grouped as grouped_room
+from counterflow.moe.draw import draw
 from moe.models import TINY, TWO_LAYERS, any_placement, tokens, whole
 
 
@@ -28,6 +29,13 @@ def test_weights_follow_from_the_seed_and_the_place() -> None:
         assert torch.equal(weight, same.state_dict()[name])
     assert not torch.equal(one[0].shared_expert.down.weight, other[0].shared_expert.down.weight)
     assert not torch.equal(one[0].shared_expert.down.weight, one[1].shared_expert.down.weight)
+
+
+def test_first_weights_keep_the_size_of_what_goes_through() -> None:
+    weight = torch.empty(300, 400)
+    draw(weight, "any", 7)
+    assert weight.std().item() == pytest.approx(400**-0.5, rel=0.02)
+    assert weight.mean().item() == pytest.approx(0, abs=0.001)
 
 
 def test_a_stage_is_made_where_and_as_precise_as_asked_and_leaves_no_trace() -> None:
