@@ -562,3 +562,26 @@ def test_the_example_of_its_help_runs(out: Run, tmp_path: Path, monkeypatch: pyt
     assert example is not None
     out(*example[1].split())
     assert read_placement("placement.json").num_slots == 288
+
+
+def test_what_was_read_is_not_written_over(tmp_path: Path, refusal) -> None:
+    path = tmp_path / "loads.npy"
+    np.save(path, np.ones((1, 4)))
+    before = path.read_bytes()
+    said = refusal(path, "--replicas", 4, "--gpus", 2, "-o", path)
+    assert "is what was read, and would be lost; write to another file" in said
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_sglang_would_not_read_is_refused(tmp_path: Path, refusal) -> None:
+    path = tmp_path / "loads.npy"
+    np.save(path, np.ones((1, 4)))
+    options = ("--replicas", 4, "--gpus", 2, "--format", "sglang", "-o", tmp_path / "a.txt")
+    assert "ends in '.txt', and SGLang reads a .json; give one" in refusal(path, *options)
+
+
+def test_groups_that_do_not_divide_over_nodes_are_told(tmp_path: Path, out) -> None:
+    path = tmp_path / "loads.npy"
+    np.save(path, np.ones((1, 9)))
+    printed = out(path, "--replicas", 12, "--gpus", 4, "--nodes", 2, "--groups", 3)
+    assert "3 groups do not divide over 2 nodes: placed without groups." in printed

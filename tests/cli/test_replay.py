@@ -349,3 +349,19 @@ def test_routes_in_the_file_are_found_and_without_them_copies_are_not_known(
 def test_routes_that_do_not_fit_are_one_sentence(refusal: Run, file: Path, arguments: str, sentence: str) -> None:
     said = refusal(file, "--gpus", "4", "--routes", file, *arguments.split())
     assert said.startswith(sentence.format(file=file))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--replicas", 4, "--slot-cost", 0.5), "--slot-cost 0.5 is for --sweep-replicas"),
+        (("--replicas", 4, "--policy", "balance", "--max-moves", 3), "--max-moves 3 is for the policy current"),
+        (("--replicas", 4, "--window-size", 2, "--decay", 0.5), "are two ways to forget; give one of them"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    tmp_path: Path, refusal, options: tuple[object, ...], said: str
+) -> None:
+    path = tmp_path / "loads.npy"
+    np.save(path, np.ones((4, 1, 4)))
+    assert said in refusal(path, "--gpus", 2, *options)

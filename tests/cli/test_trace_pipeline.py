@@ -90,7 +90,7 @@ def test_costs_go_from_traces_to_the_simulator(out: Run, folder: Path, tmp_path:
     assert compared["makespan_us"] == told["makespan_us"]
     assert {one["measured_us"] - one["simulated_us"] for one in compared["deviations"]} == {0}
     data = json.loads(out("trace", "costs", folder, "--json"))
-    assert set(data) == {"costs", "source", "not_told"}
+    assert set(data) == {"costs", "source", "not_told", "warnings"}
 
 
 def test_all_ranks_of_one_process_need_the_schedule(out: Run, tmp_path: Path) -> None:

@@ -137,3 +137,11 @@ def test_what_is_not_in_the_cache_is_refused() -> None:
         run(whole(), tokens(2), Prefill(cache, [Part(0, 0, 1)]))
     with pytest.raises(CounterflowError, match="the batch is a SimpleNamespace; give a Prefill, a Decode, or None"):
         run(whole(), tokens(1), SimpleNamespace(positions=torch.zeros(1), store=lambda *_: None))
+
+
+def test_a_single_row_at_an_odd_place_is_turned_like_any_other() -> None:
+    rows = torch.randn(2, 33 + 8, dtype=torch.float64)
+    turn = turns(torch.arange(2), 8, 10000.0, torch.float64)
+    together = rotated(rows[:, 33:], turn)
+    alone = torch.cat([rotated(rows[row : row + 1, 33:], turn[row : row + 1]) for row in range(2)])
+    assert torch.equal(alone, together)

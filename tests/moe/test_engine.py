@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -109,3 +110,13 @@ def test_two_decodes_at_once_give_what_they_give_in_turn() -> None:
     run(lay_out(DECODE, *(program.steps for program in programs)), *programs)
     assert all(torch.equal(program.output, wanted) for program, wanted in zip(programs, expected, strict=True))
     assert torch.equal(again.latents, cache.latents)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # of norms, by torch
+def test_the_blocks_run_under_autocast() -> None:
+    model = nn.Sequential(*list(whole())[1:3]).float()
+    x = torch.randn(2, 5, TWO_LAYERS.hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(x)
+    out.float().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.dim() > 1)

@@ -350,7 +350,7 @@ def test_the_verb_writes_the_page(tmp_path: Path, out) -> None:
     assert out("trace", "report", path, "-o", target) == f"wrote {target}: 1 GPU, 10 slices: open it in a browser\n"
     assert target.read_text(encoding="utf-8") == page_of(path).html
     said = json.loads(out("trace", "report", path, "-o", target, "--json"))
-    assert said == {"file": str(target), "gpus": 1, "slices": 10, "left_out": 0}
+    assert said == {"file": str(target), "gpus": 1, "slices": 10, "left_out": 0, "warnings": []}
 
 
 def test_the_verb_refuses_what_gives_no_page(tmp_path: Path, refusal) -> None:
@@ -359,6 +359,12 @@ def test_the_verb_refuses_what_gives_no_page(tmp_path: Path, refusal) -> None:
     assert "--output" in refusal("trace", "report", path)
     assert "cannot be read" in refusal("trace", "report", tmp_path / "none.json", "-o", tmp_path / "page.html")
     assert "no annotation 'x'" in refusal("trace", "report", path, "--within", "x", "-o", tmp_path / "page.html")
+    empty = tmp_path / "empty.json"
+    empty.write_text(json.dumps({"traceEvents": []}), encoding="utf-8")
+    assert "no GPU work to draw" in refusal("trace", "report", empty, "-o", tmp_path / "page.html")
+    (tmp_path / "same.html").write_bytes(path.read_bytes())
+    said = refusal("trace", "report", tmp_path / "same.html", "-o", tmp_path / "same.html")
+    assert "is what was read, and would be lost; write to another file" in said
     (tmp_path / "file").touch()
     assert "cannot be written" in refusal("trace", "report", path, "-o", tmp_path / "file" / "page.html")
     assert not (tmp_path / "page.html").exists()

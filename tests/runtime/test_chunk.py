@@ -4,6 +4,7 @@ import gc
 import random
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from counterflow.runtime import Context
+from counterflow.errors import PipelineError
+from counterflow.runtime import Context, OverlapBlock, Rows
+from counterflow.runtime.block_stage import BlockStage
 from counterflow.runtime.chunk import BackwardProgram, Chunk, ForwardProgram, run
 from counterflow.runtime.graph_split import GraphSplit
 from counterflow.runtime.pipeline import SPLITS
@@ -207,3 +210,160 @@ def test_an_f_and_b_of_blocks_is_issued_in_the_published_order() -> None:
     shared = Chunk.of(stage_of_blocks(0)).shared
     wanted = lay_out(TRAINING, forward_steps(shared), backward_steps(shared)).names
     assert tuple(name for name in inside if name in wanted) == wanted
+
+
+# --- what a stage does not keep, and what it refuses --------------------------------------------------------
+
+
+def test_without_gradients_rows_are_gone_when_they_have_been_read() -> None:
+    module = chain(["Block", "Block", "Block"])
+    with torch.no_grad():
+        program = ForwardProgram(Chunk.of(module), leaf(1), GraphSplit)
+        run(one_after_the_other(program.steps), program)
+    assert not program.received
+    assert not program.returned
+
+
+def test_an_output_is_not_kept_once_it_was_passed_on() -> None:
+    module = chain(["Block"])
+    stage = BlockStage(0, module, Chunk.of(module), SPLITS["linear"])
+    output = stage.forward(0, leaf(1), halved=True)
+    kept = weakref.ref(output)
+    del output
+    assert kept() is None
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, 2 * x
+
+
+class Join(nn.Module):
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return pair[0] + pair[1]
+
+
+def test_modules_between_blocks_are_called_as_in_a_sequential() -> None:
+    blocks = [KINDS["Block"](seed) for seed in (1, 2)]
+    module = nn.Sequential(blocks[0], Pair(), Join(), blocks[1])
+    program = ForwardProgram(Chunk.of(module), leaf(1), lambda: SPLITS["linear"](module))
+    run(one_after_the_other(program.steps), program)
+    assert torch.equal(program.output, module(leaf(1)))
+
+
+class Attending(nn.Module):
+    """A linear with a computed second operand, whose gradient the input's depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(FEATURES, FEATURES).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, -2)
+        return (nn.functional.linear(self.a(flat), flat).softmax(-1) @ flat).view_as(x)
+
+
+@pytest.mark.parametrize("name", ["zb1p", "dualpipev"])
+def test_a_linear_with_a_computed_operand_has_its_gradient_in_time(name: str) -> None:
+    def make(stage: int) -> nn.Module:
+        torch.manual_seed(stage)
+        return nn.Sequential(nn.Linear(FEATURES, FEATURES).double(), Attending())
+
+    case = ordinary_case(name, 2, 4, make=make)
+    pipeline = case.in_process()
+    pipeline.step(case.steps[0].inputs, case.steps[0].targets)
+    assert_bitwise(gradients_by_rank(pipeline), expected_gradients(case))
+
+
+@pytest.mark.parametrize("split", sorted(SPLITS))
+def test_gradients_of_the_callers_own_inputs_add_up(split: str) -> None:
+    case = ordinary_case("zb1p", 2, 2, weight_split=split)
+    pipeline = case.in_process()
+    inputs = [x.clone().requires_grad_() for x in case.steps[0].inputs]
+    pipeline.step(inputs, case.steps[0].targets)
+    once = [x.grad.clone() for x in inputs]
+    pipeline.step(inputs, case.steps[0].targets)
+    assert all(torch.equal(x.grad, 2 * first) for x, first in zip(inputs, once, strict=True))
+
+
+class Failing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("as planned")
+
+
+def test_after_an_error_no_rows_are_under_way() -> None:
+    exchange = LateExchange()
+    module = nn.Sequential(KINDS["Block"](1, exchange), Failing(), KINDS["Block"](2, exchange))
+    program = ForwardProgram(Chunk.of(module), leaf(1), lambda: SPLITS["linear"](module))
+    with pytest.raises(RuntimeError, match="as planned"):
+        run(one_after_the_other(program.steps), program)
+    assert program._arrival is None
+    assert program._parcel is None
+
+
+def broken(**parts: Any) -> OverlapBlock:
+    """A block with these parts in the place of its own."""
+    block = KINDS["Block"](1)
+    for name, part in parts.items():
+        object.__setattr__(block, name, part)
+    return block
+
+
+REFUSED = {
+    "one tensor": ({"before": lambda x, ctx: x}, r"Block.before gave a Tensor; let it give a tuple of two"),
+    "fewer results": (
+        {"experts": lambda r, ctx: r[:1]},
+        r"Block.experts made \[1, 8\] of 10 rows; let it give a result",
+    ),
+    "no tensor": (
+        {"experts": lambda r, ctx: (r, r)},
+        r"Block.experts made a tuple of 10 rows; let it give a result for",
+    ),
+}
+
+
+@pytest.mark.parametrize(("parts", "said"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("engine", [False, True])
+def test_a_part_that_gives_something_else_is_refused(parts: dict[str, Any], said: str, engine: bool) -> None:
+    block = broken(**parts)
+    program = ForwardProgram(Chunk.of(block), leaf(1), lambda: SPLITS["linear"](block))
+
+    def call() -> None:
+        if engine:
+            run(one_after_the_other(program.steps), program)
+        else:
+            block(leaf(1))
+
+    with pytest.raises(PipelineError, match=said):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (((10,), (10,)), "set ctx.rows to a tuple; give Rows"),
+        (Rows((9,), (10,)), "sends 10 rows to 1 ranks; give one number for each rank"),
+        (Rows((10,), (-1,)), "give one number for each rank"),
+    ],
+)
+def test_rows_that_do_not_add_up_are_refused(rows: Any, said: str) -> None:
+    class Saying(KINDS["Block"]):
+        def before(self, x: Tensor, ctx: Context) -> Any:
+            ctx.rows = rows
+            return super().before(x, ctx)
+
+    with pytest.raises(PipelineError, match=said):
+        Saying(1)(leaf(1))
+
+
+def test_what_the_engine_would_pass_by_is_refused() -> None:
+    class Twice(KINDS["Block"]):
+        def forward(self, x: Tensor, batch: Any = None) -> Tensor:
+            return 2 * super().forward(x, batch)
+
+    with pytest.raises(PipelineError, match="Twice has a forward of its own, which is not called where its parts are"):
+        Chunk.of(nn.Sequential(Twice(1)))
+    hooked = nn.Sequential(KINDS["Block"](1))
+    hooked.register_forward_hook(lambda *args: None)
+    with pytest.raises(PipelineError, match="Sequential has hooks, which are not called where its parts are"):
+        Chunk.of(hooked)

@@ -14,6 +14,7 @@ from counterflow.schedule.chunk_plans import (
     TRAINING,
     ChunkPlan,
     Program,
+    Step,
     backward_steps,
     forward_steps,
     in_a_row,
@@ -134,6 +135,12 @@ def test_a_step_that_does_not_exist_is_refused() -> None:
 def test_two_programs_with_steps_of_one_name_are_refused() -> None:
     with pytest.raises(ScheduleError, match=r"two programs of a plan have the step .*; give them different marks"):
         lay_out(PREFILL, forward_steps([True], "0"), forward_steps([True], "0"))
+
+
+def test_steps_that_need_each_other_are_refused() -> None:
+    program = (Step("a", COMMUNICATION, (1,)), Step("a", COMMUNICATION, ()))
+    with pytest.raises(ScheduleError, match="the steps a need each other or a later one of their name"):
+        lay_out("a", program)
 
 
 @given(one=blocks, other=blocks, seed=st.integers(0, 2**32))

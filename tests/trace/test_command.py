@@ -141,3 +141,38 @@ def test_flights_are_shown_where_there_are_any(tmp_path: Path, capsys) -> None:
     assert main(["trace", "overlap", str(path)]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[-1] == "dispatch 1 100 90 10"
+
+
+def test_a_damaged_trace_passes_no_gate(tmp_path: Path, capsys) -> None:
+    whole = tmp_path / "whole.json"
+    slices = [
+        {"ph": "X", "cat": "kernel", "name": "gemm", "pid": 0, "tid": 7, "ts": 10 * n, "dur": 5} for n in range(20)
+    ]
+    whole.write_text(json.dumps({"traceEvents": slices}), encoding="utf-8")
+    cut = tmp_path / "cut.json"
+    cut.write_bytes(whole.read_bytes()[:-300])
+    assert main(["trace", "overlap", str(cut), "--max-exposed", "4%"]) == 2
+    said = capsys.readouterr().err
+    assert "a part of the file is missing, so it cannot be held to 4%; give a whole one" in said
+
+
+def test_copies_where_rows_should_travel_are_warned_of(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "copies.json"
+    calls = [
+        {"ph": "X", "cat": "user_annotation", "name": "dispatch(F)", "pid": 1, "tid": 1, "ts": 0, "dur": 10},
+        {"ph": "X", "cat": "cuda_runtime", "name": "cudaMemcpyAsync", "pid": 1, "tid": 1, "ts": 1, "dur": 1}
+        | {"args": {"correlation": 5}},
+        {
+            "ph": "X",
+            "cat": "gpu_memcpy",
+            "name": "Memcpy DtoH (Device -> Pinned)",
+            "pid": 0,
+            "tid": 9,
+            "ts": 5,
+            "dur": 30,
+        }
+        | {"args": {"correlation": 5, "device": 0, "stream": 9}},
+    ]
+    path.write_text(json.dumps({"traceEvents": calls}), encoding="utf-8")
+    assert main(["trace", "overlap", str(path)]) == 0
+    assert "30.000 µs of copies in the phases of dispatch and combine are counted as other" in capsys.readouterr().err

@@ -83,6 +83,8 @@ class Balanced:
             self._print_layers()
             self._print_limits()
         placement = self.placement
+        if placement.num_nodes > 1 and num_groups > 1 and num_groups % placement.num_nodes:
+            print(f"{num_groups} groups do not divide over {placement.num_nodes} nodes: placed without groups.")
         if placement.hierarchy == "node":
             self._print_homes(num_groups)
         if self.plan is not None:

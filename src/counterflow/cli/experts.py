@@ -124,7 +124,7 @@ def balance(
     if plot is not None and found.frontier is not None:
         plot_frontier(plot, f"{printable(files[0].name)} on {counted(gpus, 'GPU')}", found.frontier)
     if output is not None:
-        with writing(output):
+        with writing(output, files):
             experts.write_served(output, found.placement, kind or "counterflow")
     if as_json:
         print_json(found.as_dict(output))
@@ -151,6 +151,8 @@ def _refuse_options(
         raise PlacementError(f"--max-moves {max_moves} needs the placement that serves now; give it with --current")
     if kind is not None and output is None:
         raise PlacementError(f"--format {kind} says how to write the placement; give the file with -o")
+    if kind == "sglang" and output is not None and output.suffix != ".json":
+        raise PlacementError(f"{output} ends in {output.suffix!r}, and SGLang reads a .json; give one")
     if routes is not None and nodes == 1:
         raise PlacementError(
             f"--routes {routes} says what crosses nodes, and there is one; give --nodes, or leave it out"

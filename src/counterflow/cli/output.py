@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -114,13 +114,24 @@ def about(what: object) -> Iterator[None]:
         raise longer from None
 
 
+def refuse_loss(path: Path, inputs: Iterable[Path]) -> None:
+    """What was read is not written over.
+
+    Raises:
+        CounterflowError: ``path`` is one of the ``inputs``.
+    """
+    if path.exists() and any(one.exists() and path.samefile(one) for one in inputs):
+        raise CounterflowError(f"{path} is what was read, and would be lost; write to another file")
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """A failure to write ``path`` inside it is bad input, not a crash.
+def writing(path: Path, inputs: Iterable[Path] = ()) -> Iterator[None]:
+    """A failure to write ``path`` inside it is bad input, not a crash; none of the ``inputs`` is written over.
 
     Raises:
         CounterflowError: naming the path and what the system said.
     """
+    refuse_loss(path, inputs)
     try:
         yield
     except OSError as error:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from counterflow.experts import Replay
 
 
+SLOT_COST = 0.01
+
+
 class Policy(StrEnum):
     """When to place the experts anew, and how."""
 
@@ -78,14 +81,14 @@ def replay(
         typer.Option("--sweep-replicas", help="Try every number of replicas up to this one: how many pay?"),
     ] = None,
     slot_cost: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--slot-cost",
             min=0.0,
             max=0.99,
-            help="Share of the throughput that one slot's memory, on every GPU, costs.",
+            help="Share of the throughput that one slot's memory, on every GPU, costs  [default: 0.01]",
         ),
-    ] = 0.01,
+    ] = None,
     heatmap: Annotated[
         Path | None, typer.Option("--heatmap", help="Draw the load of GPU x layer before and after: .svg or .png.")
     ] = None,
@@ -117,6 +120,7 @@ def replay(
       counterflow replay loads.npz --gpus 16 --sweep-replicas 128
     """
     _refuse_options(replicas, sweep_replicas, policy, heatmap, plot, expert_bytes, gb_per_s)
+    _refuse_unused(sweep_replicas, slot_cost, policy, max_moves, window_size, decay)
     _refuse_routes(routes, nodes, sweep_replicas)
     windows = read_windows(file, key)
     settings = settings_of(file, len(windows), window_size, step_interval, decay, max_moves, skip_above)
@@ -125,7 +129,14 @@ def replay(
     recording = Recording(file, windows, gpus, nodes, groups, settings, expert_bytes, bytes_per_s, chosen)
     if replicas is None:
         assert sweep_replicas is not None
-        report_sweep(recording, (policy or [Policy.BALANCE])[0].value, sweep_replicas, slot_cost, plot, as_json)
+        report_sweep(
+            recording,
+            (policy or [Policy.BALANCE])[0].value,
+            sweep_replicas,
+            SLOT_COST if slot_cost is None else slot_cost,
+            plot,
+            as_json,
+        )
         return
     served = _served(recording, replicas, policy or list(Policy))
     with about(routes or file):
@@ -167,6 +178,26 @@ def _refuse_options(
     for name, value in (("--expert-bytes", expert_bytes), ("--gb-per-s", gb_per_s)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise PlacementError(f"{name} is {value:g}; it has to be a finite number above 0")
+
+
+def _refuse_unused(
+    sweep_replicas: int | None,
+    slot_cost: float | None,
+    policy: list[Policy] | None,
+    max_moves: int | None,
+    window_size: int | None,
+    decay: float | None,
+) -> None:
+    if slot_cost is not None and sweep_replicas is None:
+        raise PlacementError(f"--slot-cost {slot_cost:g} is for --sweep-replicas; leave it out, or give that")
+    if max_moves is not None and Policy.CURRENT not in (policy or list(Policy)):
+        raise PlacementError(
+            f"--max-moves {max_moves} is for the policy current; leave it out, or give --policy current"
+        )
+    if window_size is not None and decay is not None:
+        raise PlacementError(
+            f"--window-size {window_size} and --decay {decay:g} are two ways to forget; give one of them"
+        )
 
 
 def _refuse_routes(routes: Path | None, nodes: int, sweep_replicas: int | None) -> None:

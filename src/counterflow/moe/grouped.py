@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterflow.runtime.weights import LinearSplit, recording_split
 
@@ -24,7 +24,8 @@ def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         >>> grouped_linear(torch.ones(3, 1), weight, torch.tensor([1, 3], dtype=torch.int32)).flatten().tolist()
         [1.0, 10.0, 10.0]
     """
-    split = recording_split() if torch.is_grad_enabled() and weight.requires_grad else None
+    rows = rows.to(weight.dtype)  # under autocast it may be another
+    split = recording_split() if _waits(weight) else None
     if split is None:
         out: Tensor = _GroupedLinear.apply(rows, weight, None, (weight,), ends, None)  # type: ignore[no-untyped-call]
         return out
@@ -32,6 +33,11 @@ def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     anchor = None if rows.requires_grad else rows.new_empty((), requires_grad=True)
     deferred: Tensor = _GroupedLinear.apply(rows, None, anchor, (weight,), ends, split)  # type: ignore[no-untyped-call]
     return deferred
+
+
+def _waits(weight: Tensor) -> bool:
+    """Only a parameter's gradient can wait for W: that of anything computed may be needed in I."""
+    return torch.is_grad_enabled() and weight.requires_grad and isinstance(weight, nn.Parameter)
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -49,7 +55,8 @@ class _GroupedLinear(torch.autograd.Function):
     ) -> Tensor:
         (ctx.weight,), ctx.split = hidden, split
         ctx.save_for_backward(rows, ends)
-        return times_weights(rows, ctx.weight.detach(), ends)
+        with torch.autocast(rows.device.type, enabled=False):  # as in the backward
+            return times_weights(rows, ctx.weight.detach(), ends)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

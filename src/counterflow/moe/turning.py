@@ -39,7 +39,9 @@ def turns(positions: Tensor, features: int, base: float, dtype: torch.dtype) -> 
 def rotated(x: Tensor, turn: Tensor) -> Tensor:
     """``x`` [..., features] with each pair of neighbouring features turned."""
     precise = torch.promote_types(x.dtype, torch.float32)
-    pairs = torch.view_as_complex(torch.unflatten(x.to(precise), -1, (-1, 2)).contiguous())
+    # Not contiguous(), which leaves a single row where it is, however odd its place.
+    pairs = torch.unflatten(x.to(precise), -1, (-1, 2)).clone(memory_format=torch.contiguous_format)
+    pairs = torch.view_as_complex(pairs)
     return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 

@@ -30,7 +30,7 @@ class BlockStage(Stage):
         """F."""
         program = self.start_forward(microbatch, value)
         run(_alone(program.steps), program)
-        return program.output
+        return program.take_output()
 
     def backward(self, microbatch: int, grads: list[Tensor] | None) -> list[Tensor]:
         """B."""

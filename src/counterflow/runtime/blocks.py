@@ -88,11 +88,11 @@ class OverlapBlock(nn.Module):
     def forward(self, x: Tensor, batch: Any = None) -> Tensor:
         """All parts, one after the other."""
         ctx = Context(batch)
-        carry, send = self.before(x, ctx)
+        carry, send = checked(self, self.before(x, ctx))
         rows = rows_of(self, ctx, send)
         carry = self.shared(carry, ctx)
         received = exchanged(send, self.exchange, rows)
-        returned = exchanged(self.experts(received, ctx), self.exchange, rows.back())
+        returned = exchanged(results_of(self, received, ctx), self.exchange, rows.back())
         return self.after(carry, returned, ctx)
 
     @property
@@ -106,6 +106,41 @@ class OverlapBlock(nn.Module):
         return type(self).before is OverlapBlock.before
 
 
+def checked(block: OverlapBlock, result: Any) -> tuple[Carry, Tensor]:
+    """What ``before`` gave.
+
+    Raises:
+        PipelineError: it is not a carry and rows.
+    """
+    if type(result) is tuple and len(result) == 2 and isinstance(result[1], Tensor) and result[1].dim() > 0:
+        return result
+    raise PipelineError(
+        f"{type(block).__name__}.before gave a {type(result).__name__}; let it give a tuple of two: what stays, and "
+        "the rows to send as one tensor [rows, ...]"
+    )
+
+
+def results_of(block: OverlapBlock, received: Tensor, ctx: Context) -> Tensor:
+    """What the experts make of the rows that came.
+
+    Raises:
+        PipelineError: it is not one result for each row, or lost the gradient that other ranks wait for.
+    """
+    name = type(block).__name__
+    results: Any = block.experts(received, ctx)
+    if not isinstance(results, Tensor) or results.dim() == 0 or len(results) != len(received):
+        what = f"{list(results.shape)}" if isinstance(results, Tensor) else f"a {type(results).__name__}"
+        raise PipelineError(
+            f"{name}.experts made {what} of {len(received)} rows; let it give a result for each, in order"
+        )
+    if block.exchange.num_ranks > 1 and received.requires_grad and not results.requires_grad:
+        raise PipelineError(
+            f"{name}.experts made results without gradient of rows that have one, and the other ranks would wait "
+            "for it; compute them from the rows, also where none came"
+        )
+    return results
+
+
 def rows_of(block: OverlapBlock, ctx: Context, send: Tensor) -> Rows:
     """How many rows go where.
 
@@ -114,14 +149,18 @@ def rows_of(block: OverlapBlock, ctx: Context, send: Tensor) -> Rows:
     """
     if ctx.rows is None and block.exchange.num_ranks == 1:
         ctx.rows = Rows((len(send),), (len(send),))
-    rows, ranks = ctx.rows, block.exchange.num_ranks
+    rows: object = ctx.rows
+    ranks = block.exchange.num_ranks
     name = type(block).__name__
     if rows is None:
         raise PipelineError(
             f"{name}.before did not say how many rows go to each of {ranks} ranks; let it set ctx.rows = Rows(sent, "
             "received), received from self.exchange.counts"
         )
-    if len(rows.sent) != ranks or len(rows.received) != ranks or sum(rows.sent) != len(send):
+    if not isinstance(rows, Rows):
+        raise PipelineError(f"{name}.before set ctx.rows to a {type(rows).__name__}; give Rows(sent, received)")
+    numbers = [*rows.sent, *rows.received]
+    if len(rows.sent) != ranks or len(numbers) != 2 * ranks or min(numbers) < 0 or sum(rows.sent) != len(send):
         raise PipelineError(
             f"{name}.before set rows {rows.sent} to and {rows.received} from the ranks, and sends {len(send)} rows to "
             f"{ranks} ranks; give one number for each rank, those sent adding up to the rows"

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from counterflow.runtime.blocks import Carry, Context, OverlapBlock, buffer_for, ready_now, rows_of
+from counterflow.errors import PipelineError
+from counterflow.runtime.blocks import Carry, Context, OverlapBlock, buffer_for, checked, ready_now, results_of, rows_of
 from counterflow.runtime.exchange import Arrival, Exchange, Rows
 from counterflow.runtime.weights import Roots, Split
 from counterflow.runtime.wire import tensors_of, with_tensors
@@ -40,12 +41,17 @@ class Chunk:
 
     @classmethod
     def of(cls, module: nn.Module) -> Chunk | None:
-        """The blocks of ``module``, an ``nn.Sequential`` of blocks and other modules; None where there are none."""
+        """The blocks of ``module``, an ``nn.Sequential`` of blocks and other modules; None where there are none.
+
+        Raises:
+            PipelineError: a block has a forward or hooks of its own, which the engine would pass by.
+        """
         blocks: list[OverlapBlock] = []
         before: list[tuple[nn.Module, ...]] = []
         since: list[nn.Module] = []
         for item in _in_sequence(module):
             if isinstance(item, OverlapBlock):
+                _refuse_detours(item)
                 blocks.append(item)
                 before.append(tuple(since))
                 since = []
@@ -60,11 +66,25 @@ class Chunk:
 
 
 def _in_sequence(module: nn.Module) -> Iterator[nn.Module]:
-    if type(module) is nn.Sequential:
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        _refuse_detours(module)
         for item in module:
             yield from _in_sequence(item)
     else:
         yield module
+
+
+def _refuse_detours(module: OverlapBlock | nn.Sequential) -> None:
+    name = type(module).__name__
+    if isinstance(module, OverlapBlock) and type(module).forward is not OverlapBlock.forward:
+        raise PipelineError(
+            f"{name} has a forward of its own, which is not called where its parts are; move what it does into before, "
+            "shared, experts or after"
+        )
+    if any(getattr(module, f"_{hooks}_hooks") for hooks in ("forward", "forward_pre", "backward", "backward_pre")):
+        raise PipelineError(
+            f"{name} has hooks, which are not called where its parts are; put them on modules inside it"
+        )
 
 
 def run(plan: ChunkPlan, *programs: ForwardProgram | BackwardProgram, serial: bool = False) -> None:
@@ -73,12 +93,17 @@ def run(plan: ChunkPlan, *programs: ForwardProgram | BackwardProgram, serial: bo
     With ``serial`` each step is over before the next one is issued, so nothing is hidden; the results are the same.
     """
     assert plan.programs == tuple(program.steps for program in programs), "the plan is for other programs"
-    for number, place in plan.order:
-        program = programs[number]
-        with record_function(program.steps[place].name):
-            program.issue(place)
-        if serial:
-            program.wait()
+    try:
+        for number, place in plan.order:
+            program = programs[number]
+            with record_function(program.steps[place].name):
+                program.issue(place)
+            if serial:
+                program.wait()
+    except BaseException:
+        for program in programs:
+            program.abandon()
+        raise
 
 
 class _Program:
@@ -102,6 +127,12 @@ class _Program:
             self._arrival.wait()
             self._arrival = self._parcel.source = None
 
+    def abandon(self) -> None:
+        """After an error: nothing may get the memory of rows that a GPU still moves. Peers are not waited for."""
+        if self._arrival is not None and self._parcel is not None and self._parcel.ready is not None:
+            self._arrival.wait()
+        self._arrival = self._parcel = None
+
     def _send(self) -> None:
         """The step of every transfer: what the step before has made ready goes off."""
         if self._parcel is not None:
@@ -121,12 +152,12 @@ class _Parcel:
         self.source: Tensor | None = source.contiguous()
         self._exchange, self._rows = exchange, rows
         self.target = buffer_for(self.source, rows)
-        self._ready = ready_now(self.source)
+        self.ready = ready_now(self.source)
 
     def start(self) -> Arrival:
         """Off they go."""
         assert self.source is not None
-        return self._exchange.start(self.source, self.target, self._rows, self._ready)
+        return self._exchange.start(self.source, self.target, self._rows, self.ready)
 
 
 @dataclass
@@ -193,6 +224,11 @@ class ForwardProgram(_Program):
             self._do += [methodcaller("_experts", block), *transfer]
         self._do.append(methodcaller("_tail"))
 
+    def take_output(self) -> Any:
+        """The output, which is not kept here any longer."""
+        output, self.output = self.output, None
+        return output
+
     def rows(self, block: int) -> Rows:
         """How many rows ``block`` has sent and received."""
         rows = self.contexts[block].rows
@@ -201,7 +237,8 @@ class ForwardProgram(_Program):
 
     def _before(self, block: int) -> None:
         def before(*arrived: Any) -> tuple[Carry, Tensor]:
-            return self.chunk.blocks[block].before(self._enter(block, *arrived), self.contexts[block])
+            module = self.chunk.blocks[block]
+            return checked(module, module.before(self._enter(block, *arrived), self.contexts[block]))
 
         self._leave(block, *self._segment("attn", block, before, self._arrived(block), sends=True))
 
@@ -213,7 +250,8 @@ class ForwardProgram(_Program):
 
     def _attend(self, block: int) -> None:
         def attend(projected: Carry) -> tuple[Carry, Tensor]:
-            return self.chunk.blocks[block].attend(projected, self.contexts[block])
+            module = self.chunk.blocks[block]
+            return checked(module, module.attend(projected, self.contexts[block]))
 
         self._leave(block, *self._segment("attn-b", block, attend, (self._state,), sends=True))
 
@@ -230,9 +268,11 @@ class ForwardProgram(_Program):
 
     def _experts(self, block: int) -> None:
         def experts(received: Tensor) -> tuple[None, Tensor]:
-            return None, self.chunk.blocks[block].experts(received, self.contexts[block])
+            return None, results_of(self.chunk.blocks[block], received, self.contexts[block])
 
-        self.received[block] = received = self._unpack()
+        received = self._unpack()
+        if received.requires_grad:
+            self.received[block] = received
         _, out = self._segment("mlp", block, experts, (received,), sends=True)
         self._pack(out, block, self.rows(block).back())
 
@@ -252,8 +292,10 @@ class ForwardProgram(_Program):
         """What goes into a block: the chunk's own input, or what the block before kept and got back."""
         if block == 0:
             return tuple(self._state)
-        self.returned[block - 1] = self._unpack()
-        return self._state, self.returned[block - 1]
+        returned = self._unpack()
+        if returned.requires_grad:  # else no gradient comes back for it, and nothing need be kept
+            self.returned[block - 1] = returned
+        return self._state, returned
 
     def _enter(self, block: int, *arrived: Any) -> Any:
         """Through the end of the block before, and what stands between the two."""
@@ -261,10 +303,12 @@ class ForwardProgram(_Program):
             carry, returned = arrived
             arrived = (self.chunk.blocks[block - 1].after(carry, returned, self.contexts[block - 1]),)
         between = self.chunk.behind if block == len(self.chunk.blocks) else self.chunk.before[block]
+        if len(arrived) > 1 and between:  # what came from another stage, a tuple as its arguments
+            arrived, between = (between[0](*arrived),), between[1:]
+        x = arrived if len(arrived) > 1 else arrived[0]
         for module in between:
-            x = module(*arrived)
-            arrived = x if type(x) is tuple else (x,)
-        return arrived if len(arrived) > 1 else arrived[0]
+            x = module(x)  # as nn.Sequential does
+        return x
 
     def _pack(self, source: Tensor, block: int, rows: Rows) -> None:
         self._rows_have_grad = source.requires_grad
@@ -352,16 +396,14 @@ class BackwardProgram(_Program):
 
     def _return(self, block: int) -> None:
         """The gradient of what a block got back goes to where it was made."""
-        returned = self._forward.returned.pop(block)
-        self._pack(returned, block, self._forward.rows(block))
+        self._pack(self._forward.returned.pop(block, None), block, self._forward.rows(block))
 
     def _shared(self, block: int) -> None:
         self._take("shared", block, "shared").backward()
 
     def _experts(self, block: int) -> None:
         self._take("mlp", block, "mlp").backward(self._land())
-        received = self._forward.received.pop(block)
-        self._pack(received, block, self._forward.rows(block).back())
+        self._pack(self._forward.received.pop(block, None), block, self._forward.rows(block).back())
 
     def _before(self, block: int) -> None:
         rows = self._land()
@@ -372,14 +414,16 @@ class BackwardProgram(_Program):
             self._take("attn", block, "attn").backward(rows)
         if block > 0:
             self._return(block - 1)
+        else:
+            del self._forward  # W needs nothing of it but the splits
 
     def _take(self, name: str, block: int, step: str) -> _Segment:
         segment = self._forward.segments.pop((name, block))
         self._waiting.setdefault((step, block), []).append(segment.split)
         return segment
 
-    def _pack(self, leaf: Tensor, block: int, rows: Rows) -> None:
-        if leaf.requires_grad:
+    def _pack(self, leaf: Tensor | None, block: int, rows: Rows) -> None:
+        if leaf is not None:
             grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
             self._parcel = _Parcel(grad, self._forward.chunk.blocks[block].exchange, rows)
             leaf.grad = None

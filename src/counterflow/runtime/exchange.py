@@ -89,19 +89,20 @@ class LocalExchange:
 class ProcessGroupExchange:
     """``torch.distributed.all_to_all_single`` over ``group``: gloo on CPUs, NCCL on GPUs; by default over the world.
 
-    The ranks of the group have to start their exchanges in one order, as those that run the same schedule do.
+    The ranks of the group have to start their exchanges in one order, as those that run the same schedule do. NCCL runs
+    what a group is given in turn: with a ``counts_group`` of the same ranks the sizes do not queue behind the rows.
 
     Raises:
         PipelineError: there is no process group, or this process is not in it.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None, counts_group: dist.ProcessGroup | None = None) -> None:
         if not dist.is_initialized():
             raise PipelineError(
                 "an exchange between processes needs a process group: start them with torchrun and call "
                 "torch.distributed.init_process_group first, or use LocalExchange"
             )
-        self._group = group
+        self._group, self._counts_group = group, group if counts_group is None else counts_group
         self.num_ranks, self.rank = dist.get_world_size(group), dist.get_rank(group)
         if self.rank < 0:
             raise PipelineError("this process is not in the process group that was given; only its members exchange")
@@ -110,7 +111,7 @@ class ProcessGroupExchange:
     def counts(self, rows: Tensor) -> Tensor:
         """A small all-to-all of its own; on a GPU the host waits for it, for it has to know the sizes."""
         arrived = torch.empty_like(rows)
-        dist.all_to_all_single(arrived, rows.contiguous(), group=self._group)
+        dist.all_to_all_single(arrived, rows.contiguous(), group=self._counts_group)
         return arrived
 
     def start(self, source: Tensor, target: Tensor, rows: Rows, ready: Ready) -> Arrival:

@@ -144,7 +144,7 @@ class Executor:
             down.start_backward(backward.microbatch, grads, weights=backward.kind is Kind.B),
         )
         overlapped(*programs)
-        self._pass_on(up, forward.microbatch, programs[0].output)
+        self._pass_on(up, forward.microbatch, programs[0].take_output())
         self._hand_down(down.index, backward.microbatch, down.end_backward(backward.microbatch))
         return True
 

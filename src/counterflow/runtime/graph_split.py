@@ -59,7 +59,8 @@ class GraphSplit:
             if above_inputs:
                 found = torch.autograd.grad(root, inputs, retain_graph=True, allow_unused=True)
                 for tensor, grad in zip(inputs, found, strict=True):
-                    tensor.grad = grad
+                    if grad is not None:
+                        tensor.grad = grad if tensor.grad is None else tensor.grad + grad
         finally:
             for hook in hooks:
                 hook.remove()

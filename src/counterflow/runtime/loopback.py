@@ -130,7 +130,9 @@ class _EngineWire:
     def carry(self, out: Tensor, into: Tensor, bytes_: int, ready: Ready) -> Arrival:
         assert ready is not None, "on a GPU rows are ready by an event"
         captured = torch.cuda.is_current_stream_capturing()
-        if captured != self._captured:  # events do not reach into a graph that is being captured, nor out of it
+        with torch.cuda.stream(self._out):
+            goes_on = captured == torch.cuda.is_current_stream_capturing() == self._captured
+        if not goes_on:  # events do not reach into a graph that is being captured, nor out of it
             self._empty, self._captured = [None] * len(self._empty), captured
         for stream in (self._out, self._in, self._within):
             stream.wait_event(ready)

@@ -52,7 +52,7 @@ _recording: LinearSplit | None = None
 def recording_split() -> LinearSplit | None:
     """Who collects the weight gradients of the forward that runs now; None where nobody does.
 
-    A ``torch.autograd.Function`` with a weight of its own asks this in its forward. If there is one, it hides the
+    A ``torch.autograd.Function`` with a parameter of its own asks this in its forward. If there is one, it hides the
     weight from autograd (in a tuple), and its backward calls ``later`` on it instead of returning its gradient.
     """
     return _recording
@@ -62,7 +62,8 @@ class LinearSplit:
     """Defers the weight gradient of every ``F.linear``, and of functions that ask ``recording_split``; the rest (norms,
     biases, embeddings) is done in I.
 
-    ``from torch.nn.functional import linear``, ``x @ weight`` and fused attention pass it by: ``deferred`` tells.
+    ``from torch.nn.functional import linear``, ``x @ weight``, computed weights and fused attention pass it by:
+    ``deferred`` tells.
 
     Source: the idea is the WeightGradStore of the published DualPipe, without its hand-written Linear.
     """
@@ -116,7 +117,9 @@ class LinearSplit:
 
     def _linear_in_place_of(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-            if not (torch.is_grad_enabled() and weight.requires_grad) or torch.compiler.is_compiling():
+            # Only a parameter can wait: the gradient of anything computed may be needed in I.
+            waits = torch.is_grad_enabled() and weight.requires_grad and isinstance(weight, nn.Parameter)
+            if not waits or torch.compiler.is_compiling():
                 return original(input, weight, bias)
             if weight.dim() != 2 or (bias is not None and bias.dim() != 1):
                 return original(input, weight, bias)  # linear takes these too, but they are no matrix product

@@ -155,7 +155,7 @@ def lay_out(pattern: str, *programs: Program) -> ChunkPlan:
     first layer to the last, and for programs of different lengths. Steps that it does not name come between the rounds.
 
     Raises:
-        ScheduleError: two programs have a step of the same name.
+        ScheduleError: two programs have a step of the same name, or steps need each other.
 
     Example:
         >>> print(*lay_out(TRAINING, forward_steps([False]), backward_steps([False], weights=False)).names)
@@ -183,8 +183,12 @@ def lay_out(pattern: str, *programs: Program) -> ChunkPlan:
             order.append((program, place))
 
     while any(waiting.values()):
+        before = len(order)
         for name in (*unnamed, *named):
             issue(name)
+        if len(order) == before:
+            stuck = ", ".join(name for name, places in waiting.items() if places)
+            raise ScheduleError(f"the steps {stuck} need each other or a later one of their name; order them by need")
     return ChunkPlan(programs, tuple(order))
 
 

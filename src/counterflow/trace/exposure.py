@@ -12,11 +12,12 @@ from counterflow.trace.cover import Cover
 from counterflow.trace.cover import blocks as row_blocks
 from counterflow.trace.figures import Exposure, Kernel, Stream
 from counterflow.trace.flights import Flights, flight_figures, flights
+from counterflow.trace.parts import COMBINE, DISPATCH
 from counterflow.trace.phase_figures import hiding_figures, phase_figures
 from counterflow.trace.phases import phases_of
 from counterflow.trace.pieces import Pieces
 from counterflow.trace.read import Trace, launch_of
-from counterflow.trace.rules import CLASSES, TRANSFER, UNKNOWN_KERNEL, WAITING, Rules, function_of
+from counterflow.trace.rules import CLASSES, MEMORY, TRANSFER, UNKNOWN_KERNEL, WAITING, Rules, function_of
 from counterflow.trace.window import Window, us
 
 
@@ -168,6 +169,14 @@ def _kernels(window: Window) -> list[Kernel]:
 
 def _warnings(window: Window, kernels: tuple[Kernel, ...]) -> Iterator[str]:
     yield from window.trace.warnings
+    carries = [part is not None and part.part in (DISPATCH, COMBINE) for part in window.phases.parts]
+    copied = (window.classes == MEMORY) & np.array([*carries, False], dtype=bool)[window.phase_rows]
+    if copied.any():
+        copies = us(window.cover(copied).total_ns)
+        yield (
+            f"{copies:,.3f} µs of copies in the phases of dispatch and combine are counted as other, and not as "
+            "communication: tell their class in a rules file"
+        )
     unknown = [kernel for kernel in kernels if kernel.kind == CLASSES[UNKNOWN_KERNEL]]
     if unknown:
         yield (

@@ -45,7 +45,8 @@ class Trace:
     """One file of a profiler, in columns sorted by time.
 
     ``rank`` is None where the file names none. ``names`` is the table that the columns' names and threads index;
-    ``sms`` tells how many multiprocessors a device has. ``warnings`` are sentences about what could not be read.
+    ``sms`` tells how many multiprocessors a device has. ``warnings`` are sentences about what could not be
+    read; a ``damaged`` file lacks some events.
 
     Example:
         >>> import tempfile, pathlib
@@ -66,6 +67,7 @@ class Trace:
     names: tuple[str, ...]
     sms: dict[int, int]
     warnings: tuple[str, ...]
+    damaged: bool = False
 
 
 def open_trace(path: str | os.PathLike[str], progress: Progress | None = None) -> Trace:
@@ -293,7 +295,10 @@ def _trace(file: str, columns: Columns, head: Head, warnings: list[str]) -> Trac
     launching = _among(launches.correlation, work.correlation)
     launches = launches if launching.all() else launches.rows(launching)
     warnings += _about_reading(head, columns) + _about_work(work, launches)
-    return Trace(file, _rank(head.data), work, launches, annotations, columns.names, _sms(head.data), tuple(warnings))
+    damaged = bool(head.cut or head.broken)
+    return Trace(
+        file, _rank(head.data), work, launches, annotations, columns.names, _sms(head.data), tuple(warnings), damaged
+    )
 
 
 def _among(values: Ints, known: Ints) -> npt.NDArray[np.bool_]:

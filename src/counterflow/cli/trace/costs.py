@@ -10,7 +10,7 @@ import typer
 
 from counterflow.cli.options import Json
 from counterflow.cli.output import number, print_json, print_table, printable, writing
-from counterflow.cli.trace.progress import reading
+from counterflow.cli.trace.progress import reading, warn_of, warnings_of
 
 ScheduleFile = Annotated[
     Path | None, typer.Option("--schedule", help="The schedule that ran, where one trace has all ranks.")
@@ -41,12 +41,15 @@ def costs(
     with reading(files) as progress:
         traces = open_traces(files[0] if len(files) == 1 else files, progress=progress)
     found = trace_costs(traces, ran)
+    warn_of(traces)
     if output is not None:
-        with writing(output):
+        with writing(output, files):
             write_costs(found.costs, output)
     fields = asdict(found.costs)
     if as_json:
-        print_json({"costs": fields, "source": found.source, "not_told": list(found.not_told)})
+        print_json(
+            {"costs": fields, "source": found.source, "not_told": list(found.not_told), "warnings": warnings_of(traces)}
+        )
         return
     print(f"from {printable(found.source)}\n")
     print_table(

@@ -77,6 +77,11 @@ def _hold(found: list[tuple[Trace, list[Exposure]]], limit: float, said: str | N
     empty = [trace.file for trace, gpus in found if not gpus]
     if empty:
         raise TraceError(f"{empty[0]}: there is no GPU work to hold to {said}; give a trace that has some")
+    damaged = [trace.file for trace, _ in found if trace.damaged]
+    if damaged:
+        raise TraceError(
+            f"{damaged[0]}: a part of the file is missing, so it cannot be held to {said}; give a whole one"
+        )
     over = [gpu for _, gpus in found for gpu in gpus if gpu.exposed_share > limit]
     for gpu in over:
         print(

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from counterflow.cli.options import Json
-from counterflow.cli.output import counted, number, print_json, print_table, printable, warn, writing
+from counterflow.cli.output import counted, number, print_json, print_table, printable, refuse_loss, warn, writing
 from counterflow.cli.schedules import head_of, sizes_of
 from counterflow.cli.trace.bounds import report_bounds
 from counterflow.cli.trace.clocks import clocks, print_stragglers
 from counterflow.cli.trace.costs import ScheduleFile
-from counterflow.cli.trace.progress import reading
+from counterflow.cli.trace.progress import reading, warn_of
 from counterflow.errors import CounterflowError
 
 if TYPE_CHECKING:
@@ -58,10 +58,14 @@ def pipeline(
 
     if overlay is not None and overlay.suffix not in (".svg", ".png"):
         raise CounterflowError(f"{overlay} ends in {overlay.suffix!r}; an overlay is drawn as .svg or .png")
+    for path in (overlay, output):
+        if path is not None:
+            refuse_loss(path, files)
     ran = None if schedule is None else read_schedule(schedule)
     with reading(files) as progress:
         traces = open_traces(files[0] if len(files) == 1 else files, progress=progress)
     found = measured_pipeline(traces, ran)
+    warn_of(traces)
     if found is None:
         if overlay is not None or output is not None or costs is not None:
             raise CounterflowError(

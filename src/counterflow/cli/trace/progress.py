@@ -1,12 +1,18 @@
-"""How far the reading of large traces has come."""
+"""How far the reading of large traces has come, and what could not be read."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from counterflow.cli.output import warn
+
+if TYPE_CHECKING:
+    from counterflow.trace import Trace
 
 _LONG_BYTES = 32 << 20
 
@@ -30,3 +36,14 @@ def reading(files: list[Path]) -> Iterator[Callable[[int, int], None] | None]:
             bar.refresh()
 
         yield tell
+
+
+def warnings_of(traces: Sequence[Trace]) -> list[str]:
+    """What the reader says of each file; that a trace of a CPU holds no GPU work is no fault of it."""
+    return [f"{trace.file}: {text}" for trace in traces for text in trace.warnings if "holds no GPU work" not in text]
+
+
+def warn_of(traces: Sequence[Trace]) -> None:
+    """On standard error."""
+    for warning in warnings_of(traces):
+        warn(warning)

@@ -10,8 +10,8 @@ import typer
 from counterflow.cli.options import Json
 from counterflow.cli.output import counted, print_json, printable, writing
 from counterflow.cli.trace.options import RulesFile, Within
-from counterflow.cli.trace.progress import reading
-from counterflow.errors import CounterflowError
+from counterflow.cli.trace.progress import reading, warn_of, warnings_of
+from counterflow.errors import CounterflowError, TraceError
 
 
 def report(
@@ -39,10 +39,18 @@ def report(
     with reading(files) as progress:
         traces = open_traces(files[0] if len(files) == 1 else files, progress=progress)
     page = trace_page(traces, chosen, within)
-    with writing(output):
+    if not page.num_gpus:
+        raise TraceError(f"{files[0]}: there is no GPU work to draw; give a trace that has some")
+    warn_of(traces)
+    with writing(output, files):
         write_text(output, page.html)
     if as_json:
-        drawn = {"gpus": page.num_gpus, "slices": page.num_slices, "left_out": page.num_left_out}
+        drawn = {
+            "gpus": page.num_gpus,
+            "slices": page.num_slices,
+            "left_out": page.num_left_out,
+            "warnings": warnings_of(traces),
+        }
         print_json({"file": str(output), **drawn})
         return
     left_out = f", {page.num_left_out:,} left out" if page.num_left_out else ""
