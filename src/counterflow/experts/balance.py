@@ -11,18 +11,28 @@ import numpy as np
 from counterflow.errors import PlacementError
 from counterflow.experts.certificate import Certificate, limits
 from counterflow.experts.loads import Floats, Ints, as_loads
-from counterflow.experts.migration import plan_migration
-from counterflow.experts.moves import lower, redealt, spend
 from counterflow.experts.nodes import deal_groups, least_peak, spill
+from counterflow.experts.peaks import LOWER, gpu_peaks
 from counterflow.experts.placement import Placement, refuse_sizes, whole_number
-from counterflow.experts.published import published_groups, published_slots
-from counterflow.experts.search import EVEN, improve, pack, replica_counts
+from counterflow.experts.published import published_groups, published_peaks, published_slots
+from counterflow.experts.rebalance import at_home, from_current
+from counterflow.experts.search import EVEN, PATIENCE, improve, pack, replica_counts
+from counterflow.experts.splits import split_otherwise
 
 MOST_PAIRS = 2**28
 """Experts times GPUs: 2 GiB of table, thousands of times what any model needs."""
 
-LOWER = 1 - 1e-12
-"""What is not lower by this factor is as low: sums of the same loads in another order differ by less."""
+MOST_SLOTS = 2**22
+"""Layers times replicas, a hundred times what any model has."""
+
+FEW_GPUS = 8
+"""On so few a single replica more or less shows, and to try other numbers of them costs little."""
+
+SOON = 6
+"""There the first search ends after so many moved replicas in vain, since what is tried then is worth more."""
+
+TOLD, ROUNDING = 2.0**-64, 1e-3
+"""From this load on, float32 sums as long as here are off by less than this share."""
 
 
 def balance(
@@ -82,6 +92,10 @@ def balance(
             f"{load.shape[1]} experts on {num_gpus} GPUs are too many: the search keeps a table of both, "
             f"of at most {MOST_PAIRS} entries"
         )
+    if len(load) * num_replicas > MOST_SLOTS:
+        raise PlacementError(
+            f"{len(load)} layers of {num_replicas} replicas are too many slots; give at most {MOST_SLOTS} in all"
+        )
     groups, nodes = (num_groups, num_nodes) if by_node else (1, 1)
     spill_share = _spill_share(node_spill, by_node)
     _refuse_current(current, max_moves, (*load.shape, num_replicas, num_gpus))
@@ -91,11 +105,11 @@ def balance(
         slots, bound = _place_by_node(scaled, num_replicas, num_gpus, nodes, groups, spill_share, least)
     else:
         slots, bound = _place_rows(scaled, num_replicas, num_gpus, least), least
-    slots = _at_least_published(load, scaled, slots, num_gpus, nodes, groups)
+    slots = _at_least_published(load, scaled, exponent, slots, num_gpus, nodes, groups)
     placement = Placement(slots, load.shape[1], num_gpus, num_nodes, "node" if by_node else "none")
     if current is not None:
-        at_home = _at_home(scaled, current.physical_to_logical, nodes, groups, spill_share)
-        slots = _beside(current, placement, load, scaled, at_home, nodes, groups, max_moves)
+        stays = at_home(scaled, current.physical_to_logical, nodes, groups, spill_share)
+        slots = from_current(current, placement, load, scaled, stays, nodes, groups, max_moves)
         placement = replace(placement, physical_to_logical=slots)
     certificate = _certificate(placement, load, np.ldexp(least, exponent), np.ldexp(bound, exponent))
     return replace(placement, certificate=certificate)
@@ -180,7 +194,7 @@ def _place_by_node(
         experts, bound = deal_groups(load, num_groups, num_nodes, num_slots, num_gpus, node_spill)
         bound = np.maximum(bound, least)
         spilled = _place_in_nodes(load, spill(load, experts, node_spill), num_slots, num_gpus, bound)
-        lower = _peaks(load, spilled, num_gpus) < LOWER * _peaks(load, slots, num_gpus)
+        lower = gpu_peaks(load, spilled, num_gpus) < LOWER * gpu_peaks(load, slots, num_gpus)
         slots = np.where(lower[:, None], spilled, slots)
     return slots, bound
 
@@ -200,125 +214,70 @@ def _place_rows(load: Floats, num_slots: int, num_gpus: int, bound: Floats) -> I
     room = num_slots // num_gpus
     together = -(-num_slots // (load.shape[1] * num_gpus))  # more than 1 where there are more slots than GPUs can tell
     counts = replica_counts(load, num_slots, num_gpus * together)
-    slots = improve(load, pack(load, counts, num_gpus, together), num_gpus, together, bound)
-    uneven = np.flatnonzero(_peaks(load, slots, num_gpus) > bound * (1 + EVEN))
+    few = together == 1 and num_gpus <= FEW_GPUS
+    slots = pack(load, counts, num_gpus, together)
+    slots = improve(load, slots, num_gpus, together, bound, SOON if few else PATIENCE)
+    uneven = _uneven(load, slots, num_gpus, bound)
+    if few and len(uneven):
+        slots[uneven] = split_otherwise(load[uneven], slots[uneven], num_gpus, bound[uneven], EVEN)
+        uneven = uneven[_uneven(load[uneven], slots[uneven], num_gpus, bound[uneven])]
     if len(uneven) and together < room:
         freely = improve(load[uneven], slots[uneven], num_gpus, room, bound[uneven])
-        lower = _peaks(load[uneven], freely, num_gpus) < (1 - EVEN) * _peaks(load[uneven], slots[uneven], num_gpus)
+        lower = gpu_peaks(load[uneven], freely, num_gpus) < (1 - EVEN) * gpu_peaks(
+            load[uneven], slots[uneven], num_gpus
+        )
         slots[uneven[lower]] = freely[lower]
     return slots
 
 
+def _uneven(load: Floats, slots: Ints, num_gpus: int, bound: Floats) -> Ints:
+    return np.flatnonzero(gpu_peaks(load, slots, num_gpus) > bound * (1 + EVEN))
+
+
 def _at_least_published(
-    load: Floats, scaled: Floats, slots: Ints, num_gpus: int, num_nodes: int, num_groups: int
+    load: Floats, scaled: Floats, exponent: Ints, slots: Ints, num_gpus: int, num_nodes: int, num_groups: int
 ) -> Ints:
     """``slots``, or the published ones where those are more even; copies on one GPU are parted where they can be."""
-    rounded, peaks = load.astype(np.float32), _peaks(scaled, slots, num_gpus)
-    maybe = np.arange(len(load))
+    rounded, peaks = load.astype(np.float32), gpu_peaks(scaled, slots, num_gpus)
+    maybe, part = np.arange(len(load)), rounded
     if num_nodes > 1:  # where its fullest node alone is above ours, there is no need to go on
-        groups = published_groups(rounded, num_groups, num_nodes)
-        sums = np.take_along_axis(scaled.reshape(len(load), num_groups, -1).sum(axis=2), groups, axis=1)
-        fullest = sums.reshape(len(load), num_nodes, -1).sum(axis=2).max(axis=1) / (num_gpus // num_nodes)
-        maybe = np.flatnonzero(fullest < peaks)
+        groups = published_groups(rounded, num_groups, num_nodes).reshape(len(load), num_nodes, -1)
+        by_group = scaled.reshape(len(load), num_groups, -1)
+        sums = np.take_along_axis(by_group.sum(axis=2), groups.reshape(len(load), -1), axis=1).reshape(groups.shape)
+        fullest = groups[maybe, sums.sum(axis=2).argmax(axis=1)]
+        part = np.take_along_axis(rounded.reshape(by_group.shape), fullest[:, :, None], axis=1).reshape(len(load), -1)
+        maybe = np.flatnonzero(sums.sum(axis=2).max(axis=1) / (num_gpus // num_nodes) < peaks)
+    if len(maybe):
+        theirs = published_peaks(part[maybe], slots.shape[1] // num_nodes, num_gpus // num_nodes).astype(np.float64)
+        above = theirs > np.ldexp(peaks[maybe], exponent[maybe]) * (1 + ROUNDING)
+        maybe = maybe[~(above & np.isfinite(theirs) & (theirs > TOLD))]
     if len(maybe):
         published, _, _ = published_slots(rounded[maybe], slots.shape[1], num_groups, num_nodes, num_gpus)
-        theirs = _peaks(scaled[maybe], published, num_gpus)
+        theirs = gpu_peaks(scaled[maybe], published, num_gpus)
         better = theirs < LOWER * peaks[maybe]
         slots[maybe[better]], peaks[maybe[better]] = published[better], theirs[better]
     avoidable = slots.shape[1] <= load.shape[1] * num_gpus
-    for layer in np.flatnonzero(_co_located(slots, num_gpus).any(axis=1)) if avoidable else ():
-        slots[layer] = _parted(scaled[layer], slots[layer], num_gpus, num_gpus // num_nodes, peaks[layer])
+    again = _co_located(slots, num_gpus)
+    for layer in np.flatnonzero(again.any(axis=1)) if avoidable else ():
+        slots[layer] = _parted(scaled[layer], slots[layer], again[layer], num_gpus, num_gpus // num_nodes, peaks[layer])
     return slots
 
 
-def _at_home(
-    load: Floats, slots: Ints, num_nodes: int, num_groups: int, node_spill: float
-) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """The layers [layers] where nodes hold equally many experts, none on two, at most ``node_spill`` off its group."""
-    layers, experts = load.shape
-    on = np.zeros((layers, num_nodes, experts), dtype=bool)
-    np.put_along_axis(on, slots.reshape(layers, num_nodes, -1), True, axis=2)
-    once = (on.sum(axis=1) == 1).all(axis=1) & (on.sum(axis=2) == experts // num_nodes).all(axis=1)
-    there = (on * load[:, None]).reshape(layers, num_nodes, num_groups, -1).sum(axis=3)
-    away = there.sum(axis=(1, 2)) - there.max(axis=1).sum(axis=1)
-    whole = (on.reshape(layers, num_nodes, num_groups, -1).any(axis=3).sum(axis=1) == 1).all(axis=1)
-    return np.asarray(once & (whole | ((node_spill > 0) & (away <= node_spill * load.sum(axis=1)))))
-
-
-def _beside(
-    current: Placement,
-    fresh: Placement,
+def _parted(
     load: Floats,
-    scaled: Floats,
-    at_home: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
-    num_nodes: int,
-    num_groups: int,
-    max_moves: int | None,
+    slots: Ints,
+    again: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    num_gpus: int,
+    gpus_per_node: int,
+    peak: float,
 ) -> Ints:
-    """``current`` with the fewest slots changed that we find for it to be as even as published: ``fresh`` at worst."""
-    slots, gpus = current.physical_to_logical, current.num_gpus
-    published, _, _ = published_slots(load.astype(np.float32), current.num_slots, num_groups, num_nodes, gpus)
-    target = _peaks(scaled, published, gpus) / LOWER
-    goal = np.where(load.any(axis=1) & at_home, target, np.inf)  # the others stay, or are placed anew
-    paths = lower(scaled, slots, gpus, num_nodes, goal)
-    ends = paths.after(slots, paths.lengths)
-    anew = np.flatnonzero(~at_home | (_peaks(scaled, ends, gpus) > goal / LOWER))
-    last, last_moves = ends.copy(), np.zeros(len(ends), dtype=np.int64)
-    if len(anew):
-        last[anew], last_moves[anew] = _fewest(current, fresh, scaled, ends, target, anew, num_nodes)
-    if max_moves is None:
-        return last
-    must, left = ~at_home, max_moves - int(last_moves[~at_home].sum())
-    if left < 0:
-        layer = int(np.flatnonzero(must)[0])
-        raise PlacementError(
-            f"layer {layer} of the current placement does not keep its groups on nodes, and to get there takes "
-            f"{max_moves - left} moves in all, more than the {max_moves} of max_moves: allow them, or hierarchy='none'"
-        )
-    mean = scaled.sum(axis=1) / gpus
-    before, after = _peaks(scaled, slots, gpus) / mean, _peaks(scaled, last, gpus) / mean
-    moves, peaks = [], []
-    for layer, length in enumerate(paths.lengths.tolist()):
-        further = layer in anew and not must[layer]
-        moves.append([0, *paths.moves[layer, :length].tolist(), *([int(last_moves[layer])] if further else [])])
-        along = (paths.peaks[layer, :length] / mean[layer]).tolist()
-        peaks.append([float(before[layer]), *along, *([float(after[layer])] if further else [])])
-    stops = np.array(spend(moves, peaks, left))
-    whole = must | (stops > paths.lengths)
-    result = paths.after(slots, np.where(whole, 0, stops))
-    result[whole] = last[whole]
-    return result
-
-
-def _fewest(
-    current: Placement, fresh: Placement, scaled: Floats, ends: Ints, target: Floats, anew: Ints, num_nodes: int
-) -> tuple[Ints, Ints]:
-    """For the layers ``anew`` the placement that reaches ``target`` with fewest moves, and the moves."""
-    old = replace(current, physical_to_logical=current.physical_to_logical[anew], certificate=None)
-    plan = plan_migration(old, replace(fresh, physical_to_logical=fresh.physical_to_logical[anew]))
-    slots, moves = plan.new.physical_to_logical.copy(), plan.moves.copy()
-    load, gpus = scaled[anew], current.num_gpus
-    reach = target[anew]
-    if num_nodes == 1:  # where single changes get stuck, a search from there on usually gets by with fewer
-        searched = improve(load, ends[anew], gpus, 1, reach / (1 + EVEN))
-    else:  # other groups on the nodes; what does not change its node begins where it is
-        start = redealt(load, old.physical_to_logical, slots, gpus, num_nodes)
-        paths = lower(load, start, gpus, num_nodes, reach)
-        searched = paths.after(start, paths.lengths)
-    plan = plan_migration(old, replace(fresh, physical_to_logical=searched))
-    fewer = (_peaks(load, searched, gpus) <= reach / LOWER) & (plan.moves < moves)
-    slots[fewer], moves[fewer] = plan.new.physical_to_logical[fewer], plan.moves[fewer]
-    return slots, moves
-
-
-def _parted(load: Floats, slots: Ints, num_gpus: int, gpus_per_node: int, peak: float) -> Ints:
-    """The ``slots`` of one layer, with copies moved off a GPU that has another, while no load passes ``peak``."""
+    """The ``slots`` of one layer, with the copies ``again`` moved off their GPUs, while no load passes ``peak``."""
     share = load / np.bincount(slots, minlength=len(load))
     gpu_of = np.arange(len(slots)) // (len(slots) // num_gpus)
     held = np.zeros((num_gpus, len(load)), dtype=np.int64)
     np.add.at(held, (gpu_of, slots), 1)
     total = np.bincount(gpu_of, weights=share[slots], minlength=num_gpus)
-    for slot in np.flatnonzero(_co_located(slots[None], num_gpus)[0]):
+    for slot in np.flatnonzero(again):
         here, expert = gpu_of[slot], slots[slot]
         more = share[expert] - share[slots]  # what the GPU of the other slot would gain by changing places
         higher = np.maximum(total[here] - more, total[gpu_of] + more)
@@ -338,19 +297,11 @@ def _parted(load: Floats, slots: Ints, num_gpus: int, gpus_per_node: int, peak: 
     return slots
 
 
-def _peaks(load: Floats, slots: Ints, num_gpus: int) -> Floats:
-    """The largest GPU load [rows]."""
-    rows, experts = load.shape
-    flat = slots + np.arange(rows)[:, None] * experts
-    share = load / np.bincount(flat.ravel(), minlength=rows * experts).reshape(load.shape)
-    return np.asarray(np.take_along_axis(share, slots, axis=1).reshape(rows, num_gpus, -1).sum(axis=2).max(axis=1))
-
-
 def _co_located(slots: Ints, num_gpus: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     """Where a slot holds an expert that an earlier slot of its GPU holds [rows, slots]."""
     by_gpu = slots.reshape(len(slots), num_gpus, -1)
     again = np.zeros(by_gpu.shape, dtype=bool)
-    sorted_experts = np.sort(by_gpu, axis=2)
+    sorted_experts = np.sort(by_gpu.astype(np.int32), axis=2)  # numbers half as long are sorted faster
     rows = np.flatnonzero((sorted_experts[:, :, 1:] == sorted_experts[:, :, :-1]).any(axis=(1, 2)))
     order = np.argsort(by_gpu[rows], axis=2, kind="stable")
     expert = np.take_along_axis(by_gpu[rows], order, axis=2)

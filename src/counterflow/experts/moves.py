@@ -41,13 +41,18 @@ class Paths(NamedTuple):
         return slots
 
 
-def lower(load: Floats, slots: Ints, num_gpus: int, num_nodes: int, target: Floats) -> Paths:
+def lower(
+    load: Floats, slots: Ints, num_gpus: int, num_nodes: int, target: Floats, largest: Floats | None = None
+) -> Paths:
     """Bring the largest GPU load of each layer down to ``target`` [layers], or as far as single changes bring it.
 
     Each change takes load from the hottest GPU: a swap with another GPU of its node, or a slot of an expert with
     several replicas that gets another expert. Of all of them the one is made that lowers what GPUs have above the
     target most for each move. An expert that comes back to a GPU that held it at first takes a move back. No GPU
     becomes as hot as the hottest was, no expert comes to a GPU that holds it, and none leaves its node.
+
+    Where a layer has to change at all and a replica's share is above ``largest`` [layers], its expert first gets slots
+    of those that have replicas to spare, as long as there are any; that may bring a GPU above the hottest.
     """
     rows, experts = load.shape
     num_slots = slots.shape[1]
@@ -57,7 +62,17 @@ def lower(load: Floats, slots: Ints, num_gpus: int, num_nodes: int, target: Floa
     run_loop(
         _lower,
         rows * num_slots * 256,
-        *(load.ravel(), target, rows, experts, num_gpus, num_slots // num_gpus, num_gpus // num_nodes, most),
+        *(
+            load.ravel(),
+            target,
+            np.full(rows, np.inf) if largest is None else largest,
+            rows,
+            experts,
+            num_gpus,
+            num_slots // num_gpus,
+            num_gpus // num_nodes,
+            most,
+        ),
         *(slots.ravel().copy(), np.zeros(num_gpus * experts, dtype=np.int64)),
         *(np.zeros(num_gpus * experts, dtype=np.int64), np.zeros(experts, dtype=np.int64), np.zeros(experts)),
         *(np.zeros(num_gpus), np.zeros(num_gpus), np.zeros(experts, dtype=np.int64)),
@@ -139,6 +154,7 @@ def spend(moves: list[list[int]], peaks: list[list[float]], most: int) -> list[i
 def _lower(
     load: Any,
     target: Any,
+    largest: Any,
     rows: int,
     experts: int,
     gpus: int,
@@ -172,7 +188,7 @@ def _lower(
         for slot in range(num_slots):
             first[slot // room * experts + slots[base + slot]] = 1
             held[slot // room * experts + slots[base + slot]] += 1
-        step, spent = 0, 0
+        step, spent, sharing = 0, 0, 1
         while True:
             for expert in range(experts):
                 copies[expert] = 0
@@ -194,13 +210,42 @@ def _lower(
             peak = total[hot]
             if step:
                 peaks[row * most + step - 1] = peak
-            if peak <= target[row] or step == most:
+            if step == most or (peak <= target[row] and (step == 0 or sharing == 0)):
                 break
             excess = peak - goal
             ceiling = peak * (1.0 - 1e-9)
             node = hot // per_node * per_node
             best, one, comes, other, second, price = peak * 1e-9, -1, -1, -1, -1, 0
-            for gpu in range(node, node + per_node):
+            if sharing:  # the largest share that can be made smaller, and the slot that is missed least
+                above = largest[row]
+                for gains in range(experts):
+                    if share[gains] <= above:
+                        continue
+                    near = head[gains] // room // per_node
+                    least, chosen, lightest = share[gains] * (1.0 - 1e-9), -1, 0.0
+                    for loses in range(experts):
+                        if copies[loses] < 2 or loses == gains or head[loses] // room // per_node != near:
+                            continue
+                        after = load[at + loses] / (copies[loses] - 1)
+                        if after > least:
+                            continue
+                        step_to = head[loses]
+                        while step_to >= 0:
+                            gpu = step_to // room
+                            rest = total[gpu] - share[loses]
+                            if held[gpu * experts + gains] == 0 and (chosen < 0 or after < least or rest < lightest):
+                                least, chosen, lightest = after, step_to, rest
+                            step_to = following[step_to]
+                    if chosen >= 0:
+                        above, one, comes = share[gains], chosen, gains
+                        price = 1 - first[one // room * experts + comes]
+                        if held[one // room * experts + slots[base + one]] == 1:
+                            price -= 1 - first[one // room * experts + slots[base + one]]
+                if one < 0:
+                    sharing = 0
+                    if peak <= target[row]:
+                        break
+            for gpu in range(node, node + per_node if sharing == 0 else node):
                 if gpu == hot or total[gpu] >= goal:
                     continue
                 for left in range(hot * room, hot * room + room):
@@ -224,9 +269,9 @@ def _lower(
                         worth = gain / max(cost, 0.25)
                         if worth > best:
                             best, one, comes, other, second, price = worth, left, small, right, large, cost
-            for slot in range(node * room, (node + per_node) * room):
+            for slot in range(node * room, (node + per_node) * room if sharing == 0 else node * room):
                 loses = slots[base + slot]
-                if copies[loses] < 2:
+                if copies[loses] < 2 or load[at + loses] > largest[row] * (copies[loses] - 1):
                     continue
                 gpu = slot // room
                 rise = load[at + loses] / (copies[loses] - 1) - share[loses]

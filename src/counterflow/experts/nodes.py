@@ -9,6 +9,7 @@ from math import comb
 import numpy as np
 
 from counterflow.experts.loads import Floats, Ints
+from counterflow.experts.matching import best_pairing
 from counterflow.experts.search import improve, pack, replica_counts
 
 MOST_PAIRINGS = 20_000
@@ -41,6 +42,35 @@ def deal_groups(
         bound = (fullest - node_spill * sums.sum(axis=1)) / gpus
     experts = np.arange(load.shape[1]).reshape(num_groups, -1)[groups].reshape(len(load), num_nodes, -1)
     return experts, np.asarray(bound)
+
+
+def nearest_groups(load: Floats, home: Ints, num_nodes: int, num_slots: int, num_gpus: int, reach: Floats) -> Ints:
+    """The groups in the order of nodes [layers, groups], as many as can be on the nodes where they are.
+
+    ``home`` [layers, groups] is the node of each group. Only those dealings count whose bound is below ``reach``
+    [layers], and of equals the lowest bound; where there is none, or too many to try, the groups stay.
+    """
+    layers, num_groups = home.shape
+    order = np.argsort(home, axis=1, kind="stable")
+    if _num_pairings(num_groups, num_nodes) > MOST_PAIRINGS:
+        return order
+    sets, pairings = _pairings(num_groups, num_nodes)
+    group_loads = load.reshape(layers, num_groups, -1)
+    nodes = group_loads[:, sets].reshape(layers * len(sets), -1)
+    peaks = (
+        least_peak(nodes, num_slots // num_nodes, num_gpus // num_nodes).reshape(layers, -1)[:, pairings].max(axis=2)
+    )
+    layer, way = np.nonzero(peaks < reach[:, None])
+    stay = (home[:, sets][:, :, :, None] == np.arange(num_nodes)).sum(axis=2)  # [layers, sets, nodes]
+    tables = stay[layer[:, None], pairings[way]]
+    node_of = best_pairing(tables)
+    kept = np.take_along_axis(tables, node_of[:, :, None], axis=2).sum(axis=(1, 2))
+    best = np.lexsort((peaks[layer, way], -kept, layer))
+    best = best[np.unique(layer[best], return_index=True)[1]]
+    dealt = np.empty((len(best), num_nodes, num_groups // num_nodes), dtype=np.int64)
+    np.put_along_axis(dealt, node_of[best][:, :, None], sets[pairings[way[best]]], axis=1)
+    order[layer[best]] = dealt.reshape(len(best), num_groups)
+    return order
 
 
 def _peaks(group_loads: Floats, sets: Ints, pairings: Ints, num_slots: int, num_gpus: int) -> Floats:
@@ -102,7 +132,9 @@ def least_peak(load: Floats, num_slots: int, num_gpus: int) -> Floats:
     to the expert whose share is largest.
     """
     mean = load.sum(axis=1) / num_gpus
-    hot = np.flatnonzero(load.max(axis=1) > mean)  # elsewhere a single replica of each is light enough
+    shares = np.divide(load, mean[:, None], out=np.zeros_like(load), where=mean[:, None] > 0)
+    needed = np.ceil(shares).sum(axis=1)  # slots, for no share to be larger than the mean
+    hot = np.flatnonzero(needed > num_slots)
     if len(hot):
         counts = replica_counts(load[hot], num_slots, num_slots)
         mean[hot] = np.maximum(mean[hot], (load[hot] / counts).max(axis=1))

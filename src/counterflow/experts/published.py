@@ -94,6 +94,20 @@ def published_slots(
     return slots, np.take_along_axis(rank, order, axis=1).reshape(num_layers, -1), counted
 
 
+def published_peaks(load: Floats32, num_replicas: int, num_gpus: int) -> Floats32:
+    """The largest GPU load [layers] that the published placement without groups has, but for rounding.
+
+    Which expert lies where depends on the order of equal shares as well; what each GPU has, on the shares alone.
+    """
+    counts, _, _ = give_replicas(load, num_replicas, num_replicas, fewest_first=False)
+    share = np.repeat((load / counts.astype(np.float32)).ravel(), counts.ravel()).reshape(len(load), num_replicas)
+    share.sort(axis=1)
+    share = np.ascontiguousarray(share[:, ::-1])
+    placed = np.take_along_axis(share, _packed(share, num_gpus), axis=1).reshape(len(load), num_gpus, -1)
+    with np.errstate(over="ignore"):
+        return np.asarray(placed.sum(axis=2).max(axis=1))
+
+
 def published_groups(load: Floats32, num_groups: int, num_nodes: int, group_loads: Floats32 | None = None) -> Ints:
     """The groups in the order of nodes [layers, groups]."""
     if group_loads is None:
@@ -112,15 +126,22 @@ def replicate_rows(load: Floats32, num_replicas: int) -> tuple[Ints, Ints, Ints]
 def pack_rows(load: NDArray[Any], num_packs: int) -> Ints:
     """The items of each row in the order of packs [rows, items]: by descending load, to the lightest pack with room."""
     rows, items = load.shape
-    room = items // num_packs
     order = np.tile(np.arange(items), (rows, 1))
-    if room == 1:
+    if items == num_packs:
         return order
-    key = load.ravel().copy()
-    run_on_arrays(sort_rows, rows * items * 8, key, order.ravel(), rows, items, np.zeros(3 * DEEPEST, dtype=np.int64))
-    placed = np.empty((rows, items), dtype=np.int64)
+    key = load.copy()
+    scratch = np.zeros(3 * DEEPEST, dtype=np.int64)
+    run_on_arrays(sort_rows, rows * items * 8, key.ravel(), order.ravel(), rows, items, scratch)
+    return np.take_along_axis(order, _packed(key, num_packs), axis=1)
+
+
+def _packed(load: NDArray[Any], num_packs: int) -> Ints:
+    """The items of each row in the order of packs [rows, items], where ``load`` descends."""
+    rows, items = load.shape
+    placed, order = np.empty((rows, items), dtype=np.int64), np.tile(np.arange(items), (rows, 1))
     scratch = np.zeros(num_packs, dtype=load.dtype), *np.zeros((2, num_packs), dtype=np.int64)
-    run_on_arrays(_pack, rows * items * 8, key, order.ravel(), rows, items, num_packs, *scratch, placed.ravel())
+    sizes = rows * items * 8, load.ravel(), order.ravel(), rows, items, num_packs
+    run_on_arrays(_pack, *sizes, *scratch, placed.ravel())
     return placed
 
 
