@@ -25,7 +25,8 @@ def exposures(trace: Trace, rules: Rules | None = None, within: str | None = Non
     """Where the time went, for each GPU of the trace.
 
     The window is the span of all GPU work or, with ``within``, of the work that was launched inside the annotations
-    of that name: such work starts after the annotation opens, and ends long after it closes.
+    of that name: such work starts after the annotation opens, and ends long after it closes. The ranks of a timeline
+    that counterflow wrote share the window of the step, so what is idle there is their bubble.
 
     Raises:
         TraceError: the trace has no such annotation, or nothing was launched inside it.
@@ -54,6 +55,7 @@ def exposures(trace: Trace, rules: Rules | None = None, within: str | None = Non
     for device in np.unique(work.device if inside is None else work.device[inside]).tolist():
         on = work.device == device
         chosen = on if inside is None else on & inside
+        chosen = np.ones_like(chosen) if trace.timeline and within is None else chosen
         start = int(work.start_ns[chosen.argmax()])  # the first of those in order
         end = int(work.end_ns.max(where=chosen, initial=start))
         here = on & (work.start_ns <= end) & (work.end_ns >= start)

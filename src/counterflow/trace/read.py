@@ -45,8 +45,8 @@ class Trace:
     """One file of a profiler, in columns sorted by time.
 
     ``rank`` is None where the file names none. ``names`` is the table that the columns' names and threads index;
-    ``sms`` tells how many multiprocessors a device has. ``warnings`` are sentences about what could not be
-    read; a ``damaged`` file lacks some events.
+    ``sms`` tells how many multiprocessors a device has. ``warnings`` are sentences about what could not be read; a
+    ``damaged`` file lacks some events. A ``timeline`` is one that counterflow wrote: its GPUs are the ranks of a step.
 
     Example:
         >>> import tempfile, pathlib
@@ -68,6 +68,7 @@ class Trace:
     sms: dict[int, int]
     warnings: tuple[str, ...]
     damaged: bool = False
+    timeline: bool = False
 
 
 def open_trace(path: str | os.PathLike[str], progress: Progress | None = None) -> Trace:
@@ -296,9 +297,8 @@ def _trace(file: str, columns: Columns, head: Head, warnings: list[str]) -> Trac
     launches = launches if launching.all() else launches.rows(launching)
     warnings += _about_reading(head, columns) + _about_work(work, launches)
     damaged = bool(head.cut or head.broken)
-    return Trace(
-        file, _rank(head.data), work, launches, annotations, columns.names, _sms(head.data), tuple(warnings), damaged
-    )
+    about = _rank(head.data), work, launches, annotations, columns.names, _sms(head.data), tuple(warnings)
+    return Trace(file, *about, damaged, timeline=type(head.data.get("format")) is int)
 
 
 def _among(values: Ints, known: Ints) -> npt.NDArray[np.bool_]:
