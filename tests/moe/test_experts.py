@@ -40,7 +40,7 @@ def test_gradients_are_those_of_finite_differences(groups: list[int]) -> None:
 @given(groups=sizes, rows_have_gradient=st.booleans())
 def test_a_weight_gradient_can_wait_and_is_the_same(groups: list[int], rows_have_gradient: bool) -> None:
     rows, weight, ends = problem([*groups, 2])
-    rows = rows.detach().requires_grad_(rows_have_gradient)
+    rows, weight = rows.detach().requires_grad_(rows_have_gradient), torch.nn.Parameter(weight.detach())
     grouped_linear(rows, weight, ends).square().sum().backward()
     expected, weight.grad = weight.grad, None
     of_rows, rows.grad = rows.grad, None

@@ -363,6 +363,9 @@ def test_what_the_engine_would_pass_by_is_refused() -> None:
 
     with pytest.raises(PipelineError, match="Twice has a forward of its own, which is not called where its parts are"):
         Chunk.of(nn.Sequential(Twice(1)))
+    plain = nn.Sequential(nn.Tanh())
+    plain.register_forward_hook(lambda *args: None)
+    assert Chunk.of(plain) is None
     hooked = nn.Sequential(KINDS["Block"](1))
     hooked.register_forward_hook(lambda *args: None)
     with pytest.raises(PipelineError, match="Sequential has hooks, which are not called where its parts are"):

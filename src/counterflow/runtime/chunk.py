@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +51,16 @@ class Chunk:
         since: list[nn.Module] = []
         for item in _in_sequence(module):
             if isinstance(item, OverlapBlock):
-                _refuse_detours(item)
                 blocks.append(item)
                 before.append(tuple(since))
                 since = []
             else:
                 since.append(item)
-        return cls(tuple(blocks), tuple(before), tuple(since)) if blocks else None
+        if not blocks:
+            return None
+        for part in (*blocks, *_opened(module)):
+            _refuse_detours(part)
+        return cls(tuple(blocks), tuple(before), tuple(since))
 
     @property
     def shared(self) -> list[bool]:
@@ -65,16 +68,27 @@ class Chunk:
         return [block.has_shared for block in self.blocks]
 
 
+def _opens(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _opened(module: nn.Module) -> Iterator[nn.Module]:
+    """The sequentials whose items the engine calls itself."""
+    if _opens(module):
+        yield module
+        for item in module.children():
+            yield from _opened(item)
+
+
 def _in_sequence(module: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        _refuse_detours(module)
-        for item in module:
+    if _opens(module):
+        for item in module:  # not its children, of which a module that stands twice is one
             yield from _in_sequence(item)
     else:
         yield module
 
 
-def _refuse_detours(module: OverlapBlock | nn.Sequential) -> None:
+def _refuse_detours(module: nn.Module) -> None:
     name = type(module).__name__
     if isinstance(module, OverlapBlock) and type(module).forward is not OverlapBlock.forward:
         raise PipelineError(
