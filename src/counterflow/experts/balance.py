@@ -10,12 +10,13 @@ import numpy as np
 
 from counterflow.errors import PlacementError
 from counterflow.experts.certificate import Certificate, limits
-from counterflow.experts.loads import Floats, Ints, as_loads
+from counterflow.experts.loads import Bools, Floats, Ints, as_loads
 from counterflow.experts.nodes import deal_groups, least_peak, spill
-from counterflow.experts.peaks import LOWER, gpu_peaks
+from counterflow.experts.peaks import LOWER, co_located, gpu_peaks
 from counterflow.experts.placement import Placement, refuse_sizes, whole_number
 from counterflow.experts.published import published_groups, published_peaks, published_slots
 from counterflow.experts.rebalance import at_home, from_current
+from counterflow.experts.rows import from_rows
 from counterflow.experts.search import EVEN, PATIENCE, improve, pack, replica_counts
 from counterflow.experts.splits import split_otherwise
 
@@ -203,10 +204,10 @@ def _place_in_nodes(load: Floats, experts: Ints, num_slots: int, num_gpus: int, 
     """The expert in each slot [layers, slots], given those of each node [layers, nodes, experts / nodes]."""
     layers, nodes, _ = experts.shape
     slots, gpus = num_slots // nodes, num_gpus // nodes
-    rows = np.take_along_axis(load, experts.reshape(layers, -1), axis=1).reshape(layers * nodes, -1)
+    rows = from_rows(load, experts.reshape(layers, -1)).reshape(layers * nodes, -1)
     fullest = rows.sum(axis=1).reshape(layers, nodes).max(axis=1) / gpus  # above the bound where one is not exact
     local = _place_rows(rows, slots, gpus, np.repeat(np.maximum(bound, fullest), nodes))
-    return np.take_along_axis(experts, local.reshape(layers, nodes, -1), axis=2).reshape(layers, -1)
+    return from_rows(experts.reshape(layers * nodes, -1), local).reshape(layers, -1)
 
 
 def _place_rows(load: Floats, num_slots: int, num_gpus: int, bound: Floats) -> Ints:
@@ -243,7 +244,7 @@ def _at_least_published(
     if num_nodes > 1:  # where its fullest node alone is above ours, there is no need to go on
         groups = published_groups(rounded, num_groups, num_nodes).reshape(len(load), num_nodes, -1)
         by_group = scaled.reshape(len(load), num_groups, -1)
-        sums = np.take_along_axis(by_group.sum(axis=2), groups.reshape(len(load), -1), axis=1).reshape(groups.shape)
+        sums = from_rows(by_group.sum(axis=2), groups.reshape(len(load), -1)).reshape(groups.shape)
         fullest = groups[maybe, sums.sum(axis=2).argmax(axis=1)]
         part = np.take_along_axis(rounded.reshape(by_group.shape), fullest[:, :, None], axis=1).reshape(len(load), -1)
         maybe = np.flatnonzero(sums.sum(axis=2).max(axis=1) / (num_gpus // num_nodes) < peaks)
@@ -257,7 +258,7 @@ def _at_least_published(
         better = theirs < LOWER * peaks[maybe]
         slots[maybe[better]], peaks[maybe[better]] = published[better], theirs[better]
     avoidable = slots.shape[1] <= load.shape[1] * num_gpus
-    again = _co_located(slots, num_gpus)
+    again = co_located(slots, num_gpus)
     for layer in np.flatnonzero(again.any(axis=1)) if avoidable else ():
         slots[layer] = _parted(scaled[layer], slots[layer], again[layer], num_gpus, num_gpus // num_nodes, peaks[layer])
     return slots
@@ -266,7 +267,7 @@ def _at_least_published(
 def _parted(
     load: Floats,
     slots: Ints,
-    again: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    again: Bools,
     num_gpus: int,
     gpus_per_node: int,
     peak: float,
@@ -297,26 +298,12 @@ def _parted(
     return slots
 
 
-def _co_located(slots: Ints, num_gpus: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """Where a slot holds an expert that an earlier slot of its GPU holds [rows, slots]."""
-    by_gpu = slots.reshape(len(slots), num_gpus, -1)
-    again = np.zeros(by_gpu.shape, dtype=bool)
-    sorted_experts = np.sort(by_gpu.astype(np.int32), axis=2)  # numbers half as long are sorted faster
-    rows = np.flatnonzero((sorted_experts[:, :, 1:] == sorted_experts[:, :, :-1]).any(axis=(1, 2)))
-    order = np.argsort(by_gpu[rows], axis=2, kind="stable")
-    expert = np.take_along_axis(by_gpu[rows], order, axis=2)
-    later = np.zeros(order.shape, dtype=bool)
-    np.put_along_axis(later, order[:, :, 1:], expert[:, :, 1:] == expert[:, :, :-1], axis=2)
-    again[rows] = later
-    return again.reshape(slots.shape)
-
-
 def _certificate(placement: Placement, load: Floats, least: Floats, bound: Floats) -> Certificate:
     max_load = placement.gpu_loads(load).max(axis=1)
     loaded = load.any(axis=1)
     bound = np.where(loaded, np.minimum(bound, max_load), 0.0)  # the same sum in another order may round up
     mean = load.sum(axis=1) / placement.num_gpus
-    again = np.argwhere(_co_located(placement.physical_to_logical, placement.num_gpus))
+    again = np.argwhere(co_located(placement.physical_to_logical, placement.num_gpus))
     return Certificate(
         max_load,
         bound,

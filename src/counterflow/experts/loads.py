@@ -11,6 +11,7 @@ from counterflow.errors import PlacementError
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
+Bools: TypeAlias = NDArray[np.bool_]
 
 MOST_EXPERTS = 2**24
 LARGEST_LOAD = np.float64(np.finfo(np.float32).max)

@@ -1,10 +1,13 @@
-"""The largest load of a GPU, and when one is lower than another."""
+"""What each GPU of a placement holds: the largest load of one, and the slots that hold what it holds already."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from counterflow.experts.loads import Floats, Ints
+from counterflow.experts.loads import Bools, Floats, Ints
+from counterflow.loops import run_loop
 
 LOWER = 1 - 1e-12
 """What is not lower by this factor is as low: sums of the same loads in another order differ by less."""
@@ -20,7 +23,57 @@ def gpu_peaks(load: Floats, slots: Ints, num_gpus: int) -> Floats:
         [5.0]
     """
     rows, experts = load.shape
-    flat = slots + np.arange(rows)[:, None] * experts
-    share = load / np.bincount(flat.ravel(), minlength=rows * experts).reshape(load.shape)
-    by_gpu = np.take_along_axis(share, slots, axis=1).reshape(rows, num_gpus, slots.shape[1] // num_gpus)
-    return np.asarray(by_gpu.sum(axis=2).max(axis=1))
+    num_slots = slots.shape[1]
+    peaks = np.zeros(rows)
+    run_loop(
+        _largest,
+        rows * (experts + 2 * num_slots),
+        *(load.ravel(), slots.ravel(), rows, experts, num_gpus, num_slots // num_gpus),
+        *(np.zeros(experts, dtype=np.int64), peaks),
+    )
+    return peaks
+
+
+def co_located(slots: Ints, num_gpus: int) -> Bools:
+    """Where a slot holds an expert that an earlier slot of its GPU holds [rows, slots].
+
+    Example:
+        >>> import numpy as np
+        >>> from counterflow.experts.peaks import co_located
+        >>> co_located(np.array([[0, 1, 1, 1]]), 2).tolist()
+        [[False, False, False, True]]
+    """
+    rows, num_slots = slots.shape
+    again = np.zeros(slots.shape, dtype=np.int64)
+    run_loop(
+        _mark_again,
+        rows * num_slots,
+        *(slots.ravel(), rows, num_gpus, num_slots // num_gpus),
+        *(np.zeros(int(slots.max(initial=0)) + 1, dtype=np.int64), again.ravel()),
+    )
+    return again.astype(bool)
+
+
+def _largest(load: Any, slots: Any, rows: int, experts: int, gpus: int, room: int, copies: Any, peaks: Any) -> int:
+    for row in range(rows):
+        first, at = row * gpus * room, row * experts
+        for expert in range(experts):
+            copies[expert] = 0
+        for slot in range(first, first + gpus * room):
+            copies[slots[slot]] += 1
+        for gpu in range(gpus):
+            total = 0.0
+            for slot in range(first + gpu * room, first + gpu * room + room):
+                total += load[at + slots[slot]] / copies[slots[slot]]
+            if gpu == 0 or total > peaks[row]:
+                peaks[row] = total
+    return 0
+
+
+def _mark_again(slots: Any, rows: int, gpus: int, room: int, last: Any, again: Any) -> int:
+    for gpu in range(rows * gpus):
+        for slot in range(gpu * room, gpu * room + room):
+            if last[slots[slot]] == gpu + 1:
+                again[slot] = 1
+            last[slots[slot]] = gpu + 1  # the last GPU of all rows that holds it; 0 is none
+    return 0

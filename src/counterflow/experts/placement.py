@@ -16,6 +16,7 @@ import numpy as np
 from counterflow.errors import PlacementError
 from counterflow.experts.certificate import Certificate
 from counterflow.experts.loads import MOST_EXPERTS, Floats, Ints, as_loads
+from counterflow.experts.rows import from_rows
 from counterflow.files import write_text
 
 FORMAT = 1
@@ -110,7 +111,7 @@ class Placement:
         """
         load = self._fitting(loads)
         share = load / self.logical_count
-        held: Floats = np.take_along_axis(share, self.physical_to_logical, axis=1)
+        held = from_rows(share, self.physical_to_logical)
         return np.asarray(held.reshape(self.num_layers, self.num_gpus, -1).sum(axis=2))
 
     def balancedness(self, loads: object) -> Floats:

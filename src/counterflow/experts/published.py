@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from counterflow.experts.loads import Ints, as_float32, is_tensor
 from counterflow.experts.placement import refuse_sizes, whole_number
 from counterflow.experts.replicas import give_replicas, run_on_arrays
+from counterflow.experts.rows import from_rows
 from counterflow.experts.torch_order import DEEPEST, Floats32, sort_rows, sum_as_torch
 
 Array = TypeVar("Array")
@@ -82,16 +83,16 @@ def published_slots(
     if num_groups > num_nodes:
         groups = published_groups(load, num_groups, num_nodes, group_loads)
         experts = np.arange(num_experts).reshape(num_groups, -1)[groups].reshape(load.shape)
-        load = np.take_along_axis(load, experts, axis=1)
+        load = from_rows(load, experts)
     replica_of, rank, counts = replicate_rows(load.reshape(rows, per_node), slots_per_node)
     share = load.reshape(rows, per_node) / counts.astype(np.float32)
-    order = pack_rows(np.take_along_axis(share, replica_of, axis=1), num_gpus // num_nodes)
-    in_node = np.take_along_axis(replica_of, order, axis=1).reshape(num_layers, num_nodes, -1)
+    order = pack_rows(from_rows(share, replica_of), num_gpus // num_nodes)
+    in_node = from_rows(replica_of, order).reshape(num_layers, num_nodes, -1)
     place = (in_node + np.arange(num_nodes)[:, None] * per_node).reshape(num_layers, -1)
     counted = np.empty(load.shape, dtype=np.int64)
     np.put_along_axis(counted, experts, counts.reshape(load.shape), axis=1)
-    slots = np.take_along_axis(experts, place, axis=1)
-    return slots, np.take_along_axis(rank, order, axis=1).reshape(num_layers, -1), counted
+    slots = from_rows(experts, place)
+    return slots, from_rows(rank, order).reshape(num_layers, -1), counted
 
 
 def published_peaks(load: Floats32, num_replicas: int, num_gpus: int) -> Floats32:
@@ -103,7 +104,7 @@ def published_peaks(load: Floats32, num_replicas: int, num_gpus: int) -> Floats3
     share = np.repeat((load / counts.astype(np.float32)).ravel(), counts.ravel()).reshape(len(load), num_replicas)
     share.sort(axis=1)
     share = np.ascontiguousarray(share[:, ::-1])
-    placed = np.take_along_axis(share, _packed(share, num_gpus), axis=1).reshape(len(load), num_gpus, -1)
+    placed = from_rows(share, _packed(share, num_gpus)).reshape(len(load), num_gpus, -1)
     with np.errstate(over="ignore"):
         return np.asarray(placed.sum(axis=2).max(axis=1))
 
@@ -132,7 +133,7 @@ def pack_rows(load: NDArray[Any], num_packs: int) -> Ints:
     key = load.copy()
     scratch = np.zeros(3 * DEEPEST, dtype=np.int64)
     run_on_arrays(sort_rows, rows * items * 8, key.ravel(), order.ravel(), rows, items, scratch)
-    return np.take_along_axis(order, _packed(key, num_packs), axis=1)
+    return from_rows(order, _packed(key, num_packs))
 
 
 def _packed(load: NDArray[Any], num_packs: int) -> Ints:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from counterflow.errors import PlacementError
-from counterflow.experts.loads import Floats, Ints
+from counterflow.experts.loads import Bools, Floats, Ints
 from counterflow.experts.migration import plan_migration
 from counterflow.experts.moves import lower, redealt, spend
 from counterflow.experts.nodes import nearest_groups
@@ -23,9 +23,7 @@ What is wrong about the load of an expert falls on the GPUs in proportion to the
 """
 
 
-def at_home(
-    load: Floats, slots: Ints, num_nodes: int, num_groups: int, node_spill: float
-) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def at_home(load: Floats, slots: Ints, num_nodes: int, num_groups: int, node_spill: float) -> Bools:
     """The layers [layers] where nodes hold equally many experts, none on two, at most ``node_spill`` off its group."""
     layers, experts = load.shape
     on = np.zeros((layers, num_nodes, experts), dtype=bool)
@@ -42,7 +40,7 @@ def from_current(
     fresh: Placement,
     load: Floats,
     scaled: Floats,
-    at_home: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    at_home: Bools,
     num_nodes: int,
     num_groups: int,
     max_moves: int | None,
@@ -93,7 +91,7 @@ def _fewest(
     target: Floats,
     largest: Floats,
     anew: Ints,
-    at_home: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    at_home: Bools,
     num_nodes: int,
     num_groups: int,
 ) -> tuple[Ints, Ints]:

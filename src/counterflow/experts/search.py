@@ -106,14 +106,17 @@ def _pack(
             expert = order[at + index]
             left, aside, passes = counts[at + expert], 0, 1
             while left or aside:
-                if left and size:  # the lightest GPU takes a copy, and is set aside
+                if left and size:  # the lightest GPU takes a copy, and is set aside unless that was the last one
                     gpu = heap[0]
                     slots[first + gpu * room + filled[gpu]] = expert
                     total[gpu] += share[at + expert]
                     filled[gpu] += 1
                     left -= 1
-                    size -= 1
-                    last, hole = heap[size], 0
+                    stays = left == 0 and aside == 0 and filled[gpu] < room
+                    if not stays:
+                        size -= 1
+                        aside += 1
+                    last, hole = gpu if stays else heap[size], 0
                     while 2 * hole + 1 < size:
                         child = 2 * hole + 1
                         if child + 1 < size and total[heap[child + 1]] < total[heap[child]]:
@@ -123,8 +126,8 @@ def _pack(
                         heap[hole] = heap[child]
                         hole = child
                     heap[hole] = last
-                    aside += 1
-                    heap[gpus - aside] = gpu
+                    if not stays:
+                        heap[gpus - aside] = gpu
                 elif left == 0 or passes < together:  # those set aside come back
                     for index_aside in range(gpus - aside, gpus):
                         gpu = heap[index_aside]

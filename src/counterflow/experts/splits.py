@@ -10,6 +10,7 @@ import numpy as np
 from counterflow.experts.loads import Floats, Ints
 from counterflow.experts.peaks import gpu_peaks
 from counterflow.experts.replicas import give_replicas
+from counterflow.experts.rows import from_rows
 from counterflow.experts.search import heaviest_first, improve, pack
 
 HOT = 3
@@ -32,7 +33,7 @@ def split_otherwise(load: Floats, slots: Ints, num_gpus: int, bound: Floats, nea
     if load.shape[1] <= HOT:  # there are no others to take what slots are left
         return slots
     order = heaviest_first(load)
-    falling = np.take_along_axis(load, order, axis=1)
+    falling = from_rows(load, order)
     rows, counts = _choices(falling, slots.shape[1], num_gpus, bound * (1 + near))
     if not len(rows):
         return slots
@@ -49,7 +50,7 @@ def split_otherwise(load: Floats, slots: Ints, num_gpus: int, bound: Floats, nea
         best = best[np.unique(row, return_index=True)[1]]
         best = best[reached[best] < peaks[row[best]]]
         peaks[row[best]] = reached[best]
-        slots[row[best]] = np.take_along_axis(order[row[best]], searched[best], axis=1)
+        slots[row[best]] = from_rows(order[row[best]], searched[best])
     return slots
 
 
@@ -71,7 +72,7 @@ def _choices(falling: Floats, num_slots: int, num_gpus: int, limit: Floats) -> t
     for hot in range(top.shape[1]):
         number = counts[:, :, hot]
         left_over = np.clip(experts - 1 - room * (num_gpus - number), 0, experts)
-        possible &= share[:, :, hot] + np.take_along_axis(lightest, left_over, axis=1) / number <= limit[:, None]
+        possible &= share[:, :, hot] + from_rows(lightest, left_over) / number <= limit[:, None]
         for other in range(hot):
             apart = number + counts[:, :, other] <= num_gpus
             possible &= apart | (share[:, :, hot] + share[:, :, other] <= limit[:, None])
