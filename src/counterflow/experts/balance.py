@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import reprlib
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -107,13 +106,12 @@ def balance(
     else:
         slots, bound = _place_rows(scaled, num_replicas, num_gpus, least), least
     slots = _at_least_published(load, scaled, exponent, slots, num_gpus, nodes, groups)
-    placement = Placement(slots, load.shape[1], num_gpus, num_nodes, "node" if by_node else "none")
     if current is not None:
+        fresh = Placement(slots, load.shape[1], num_gpus, num_nodes)
         stays = at_home(scaled, current.physical_to_logical, nodes, groups, spill_share)
-        slots = from_current(current, placement, load, scaled, stays, nodes, groups, max_moves)
-        placement = replace(placement, physical_to_logical=slots)
-    certificate = _certificate(placement, load, np.ldexp(least, exponent), np.ldexp(bound, exponent))
-    return replace(placement, certificate=certificate)
+        slots = from_current(current, fresh, load, scaled, stays, nodes, groups, max_moves)
+    certificate = _certificate(slots, num_gpus, load, np.ldexp(least, exponent), np.ldexp(bound, exponent))
+    return Placement(slots, load.shape[1], num_gpus, num_nodes, "node" if by_node else "none", certificate)
 
 
 def _keeps_groups(hierarchy: str, num_groups: int, num_nodes: int) -> bool:
@@ -298,12 +296,12 @@ def _parted(
     return slots
 
 
-def _certificate(placement: Placement, load: Floats, least: Floats, bound: Floats) -> Certificate:
-    max_load = placement.gpu_loads(load).max(axis=1)
+def _certificate(slots: Ints, num_gpus: int, load: Floats, least: Floats, bound: Floats) -> Certificate:
+    max_load = gpu_peaks(load, slots, num_gpus)
     loaded = load.any(axis=1)
     bound = np.where(loaded, np.minimum(bound, max_load), 0.0)  # the same sum in another order may round up
-    mean = load.sum(axis=1) / placement.num_gpus
-    again = np.argwhere(co_located(placement.physical_to_logical, placement.num_gpus))
+    mean = load.sum(axis=1) / num_gpus
+    again = np.argwhere(co_located(slots, num_gpus))
     return Certificate(
         max_load,
         bound,

@@ -13,25 +13,31 @@ LOWER = 1 - 1e-12
 """What is not lower by this factor is as low: sums of the same loads in another order differ by less."""
 
 
-def gpu_peaks(load: Floats, slots: Ints, num_gpus: int) -> Floats:
-    """The largest GPU load [rows] for ``load`` [rows, experts] and the expert in each of the ``slots`` [rows, slots].
+def gpu_loads(load: Floats, slots: Ints, num_gpus: int) -> Floats:
+    """The load of every GPU [rows, gpus], each expert's ``load`` [rows, experts] divided evenly over its ``slots``.
 
     Example:
         >>> import numpy as np
-        >>> from counterflow.experts.peaks import gpu_peaks
-        >>> gpu_peaks(np.array([[4.0, 3.0, 1.0]]), np.array([[0, 1, 0, 2]]), 2).tolist()
-        [5.0]
+        >>> from counterflow.experts.peaks import gpu_loads
+        >>> gpu_loads(np.array([[4.0, 3.0, 1.0]]), np.array([[0, 1, 0, 2]]), 2).tolist()
+        [[5.0, 3.0]]
     """
     rows, experts = load.shape
     num_slots = slots.shape[1]
-    peaks = np.zeros(rows)
+    totals = np.zeros((rows, num_gpus))
     run_loop(
-        _largest,
+        _sum_up,
         rows * (experts + 2 * num_slots),
-        *(load.ravel(), slots.ravel(), rows, experts, num_gpus, num_slots // num_gpus),
-        *(np.zeros(experts, dtype=np.int64), peaks),
+        # A copy, since numba would compile once more for slots that nobody may write.
+        *(load.ravel(), slots.flatten(), rows, experts, num_gpus, num_slots // num_gpus),
+        *(np.zeros(experts, dtype=np.int64), totals.ravel()),
     )
-    return peaks
+    return totals
+
+
+def gpu_peaks(load: Floats, slots: Ints, num_gpus: int) -> Floats:
+    """The largest of the ``gpu_loads`` of each row [rows]."""
+    return np.asarray(gpu_loads(load, slots, num_gpus).max(axis=1))
 
 
 def co_located(slots: Ints, num_gpus: int) -> Bools:
@@ -48,25 +54,21 @@ def co_located(slots: Ints, num_gpus: int) -> Bools:
     run_loop(
         _mark_again,
         rows * num_slots,
-        *(slots.ravel(), rows, num_gpus, num_slots // num_gpus),
+        *(slots.flatten(), rows, num_gpus, num_slots // num_gpus),
         *(np.zeros(int(slots.max(initial=0)) + 1, dtype=np.int64), again.ravel()),
     )
     return again.astype(bool)
 
 
-def _largest(load: Any, slots: Any, rows: int, experts: int, gpus: int, room: int, copies: Any, peaks: Any) -> int:
+def _sum_up(load: Any, slots: Any, rows: int, experts: int, gpus: int, room: int, copies: Any, totals: Any) -> int:
     for row in range(rows):
         first, at = row * gpus * room, row * experts
         for expert in range(experts):
             copies[expert] = 0
         for slot in range(first, first + gpus * room):
             copies[slots[slot]] += 1
-        for gpu in range(gpus):
-            total = 0.0
-            for slot in range(first + gpu * room, first + gpu * room + room):
-                total += load[at + slots[slot]] / copies[slots[slot]]
-            if gpu == 0 or total > peaks[row]:
-                peaks[row] = total
+        for slot in range(first, first + gpus * room):
+            totals[slot // room] += load[at + slots[slot]] / copies[slots[slot]]
     return 0
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from counterflow.errors import PlacementError
 from counterflow.experts.certificate import Certificate
 from counterflow.experts.loads import MOST_EXPERTS, Floats, Ints, as_loads
-from counterflow.experts.rows import from_rows
+from counterflow.experts.peaks import gpu_loads
 from counterflow.files import write_text
 
 FORMAT = 1
@@ -109,10 +109,7 @@ class Placement:
         Raises:
             PlacementError: ``loads`` are none (see ``as_loads``), or of other layers and experts.
         """
-        load = self._fitting(loads)
-        share = load / self.logical_count
-        held = from_rows(share, self.physical_to_logical)
-        return np.asarray(held.reshape(self.num_layers, self.num_gpus, -1).sum(axis=2))
+        return gpu_loads(self._fitting(loads), self.physical_to_logical, self.num_gpus)
 
     def balancedness(self, loads: object) -> Floats:
         """Mean GPU load over largest GPU load, float64 [layers]: 1.0 is perfect, and what a layer without load has.

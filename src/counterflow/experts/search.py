@@ -38,11 +38,13 @@ def heaviest_first(share: Floats) -> Ints:
     Numbers are sorted much faster than they are told their order, so that an expert takes the last bits of its share.
     """
     experts = share.shape[1]
-    bits = np.uint64(max(experts - 1, 1).bit_length())
-    last = np.arange(experts - 1, -1, -1, dtype=np.uint64)
-    key = np.ascontiguousarray(share).view(np.uint64) >> bits << bits | last
+    own = (1 << max(experts - 1, 1).bit_length()) - 1
+    key = ~np.ascontiguousarray(share).view(np.int64)  # of numbers from 0 on, the larger one has the larger bits
+    key &= ~own
+    key |= np.arange(experts)
     key.sort(axis=1)
-    return np.asarray(experts - 1 - (key & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)[:, ::-1])
+    key &= own
+    return key
 
 
 def pack(load: Floats, counts: Ints, num_gpus: int, together: int) -> Ints:
