@@ -28,7 +28,7 @@ MOST_SLOTS = 2**22
 FEW_GPUS = 8
 """On so few a single replica more or less shows, and to try other numbers of them costs little."""
 
-SOON = 6
+SOON = 3
 """There the first search ends after so many moved replicas in vain, since what is tried then is worth more."""
 
 TOLD, ROUNDING = 2.0**-64, 1e-3
