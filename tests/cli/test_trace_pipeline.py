@@ -16,7 +16,7 @@ from counterflow.schedule import to_csv
 from counterflow.simulator import Costs, read_costs
 from counterflow.timeline import read_chrome
 from ranks import all_reduce, behind_one_another, from_start, gpu_events, named_ranges, spans_of, write
-from traces import annotation, real_trace
+from traces import annotation, kernel, launch, real_trace
 
 COSTS = Costs(30, 60, None, 25, latency_us=4)
 
@@ -113,6 +113,23 @@ def test_without_names_the_bubble_has_bounds_and_their_assumptions(out: Run, tmp
     for one, bubble_ns in zip(data["bounds"], step.bubble_ns().tolist(), strict=True):
         assert one["least_us"] <= bubble_ns / 1000 <= one["most_us"]
     assert len(data["assumptions"]) == 3
+
+
+def test_rules_of_one_s_own_tell_what_computes(out: Run, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps({"rules": [{"pattern": "house_ring", "class": "transfer"}]}))
+    unnamed = [kernel("gemm", 7, 0, 20), kernel("house_ring", 7, 20, 10), kernel("gemm", 7, 30, 10)]
+    write(tmp_path / "unnamed", [unnamed])
+    for more, computes_us in (((), 40), (("--rules", rules), 30)):
+        [bounds] = json.loads(out("trace", "pipeline", tmp_path / "unnamed", *more, "--json"))["bounds"]
+        assert bounds["compute_us"] == computes_us
+    # The ring of the first action ends beside the second one's work, so it is none of the first one's end.
+    launched = [annotation("0F0", 0, 2), launch(0.5, 1), launch(1, 2), annotation("0B0", 3, 2), launch(4, 3)]
+    named = [kernel("gemm", 7, 10, 20, 1), kernel("house_ring", 9, 30, 25, 2), kernel("gemm", 7, 40, 30, 3)]
+    write(tmp_path / "named", [launched + named])
+    for more, forward_us in (((), 45), (("--rules", rules), 30)):
+        text = json.loads(out("trace", "costs", tmp_path / "named", *more, "--json"))
+        assert text["costs"]["forward_us"] == [forward_us], text
 
 
 def test_a_published_trace_without_messages_says_so(out: Run) -> None:
@@ -236,3 +253,10 @@ def test_two_processes_are_rebuilt_and_predicted_from_their_profiles_ours_and_to
         assert found["clocks"]["basis"] == "collectives"
         # The machine is shared: the prediction is held to the same order, the benchmark says how near it comes.
         assert 0.4 < found["simulated"]["makespan_us"] / found["steps"][0]["makespan_us"] < 1.6
+
+
+def test_trace_alone_shows_its_verbs(out: Run) -> None:
+    text = out("trace")
+    assert re.findall(r"^  (\w+)  ", text.split("Commands:")[1], re.MULTILINE) == [
+        *("overlap", "report", "pipeline", "costs", "diff")
+    ]

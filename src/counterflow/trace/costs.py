@@ -18,6 +18,7 @@ from counterflow.trace.exposure import exposures
 from counterflow.trace.figures import Phase
 from counterflow.trace.pipelines import MeasuredPipeline, measured_pipeline
 from counterflow.trace.read import Trace, counted, launch_of
+from counterflow.trace.rules import Rules
 
 _PHASE = re.compile(r".*\((F|B|I|W)\)", re.DOTALL)
 
@@ -31,12 +32,12 @@ class TraceCosts:
     not_told: tuple[str, ...]
 
 
-def trace_costs(traces: Sequence[Trace], schedule: Schedule | None = None) -> TraceCosts:
+def trace_costs(traces: Sequence[Trace], schedule: Schedule | None = None, rules: Rules | None = None) -> TraceCosts:
     """Costs for the simulator, out of traces of a pipeline's ranks, or else of one chunk whose phases are named.
 
     With named actions (see ``measured_pipeline``) for each kind and stage the median over all steps and micro-batches,
     as latency the median time from the end of an action to the start of one on another rank that waited for it,
-    and where sizes were recorded the bytes that cross each boundary.
+    and where sizes were recorded the bytes that cross each boundary. ``rules`` tell which kernels communicate.
 
     Phases are annotations such as ``attn(F)``, ``mlp(B)`` and ``mlp(W)``. F, I and W are the sums of theirs, computing
     and communicating after one another; where an annotation holds forward and backward phases, its GPU work's span is
@@ -45,8 +46,8 @@ def trace_costs(traces: Sequence[Trace], schedule: Schedule | None = None) -> Tr
     Raises:
         TraceError: neither is in the traces.
     """
-    pipeline = measured_pipeline(traces, schedule)
-    return _of_chunk(traces) if pipeline is None else pipeline_costs(pipeline)
+    pipeline = measured_pipeline(traces, schedule, rules)
+    return _of_chunk(traces, rules) if pipeline is None else pipeline_costs(pipeline)
 
 
 def pipeline_costs(pipeline: MeasuredPipeline) -> TraceCosts:
@@ -81,9 +82,9 @@ def pipeline_costs(pipeline: MeasuredPipeline) -> TraceCosts:
 # --- from the phases of a chunk -------------------------------------------------------------------------------
 
 
-def _of_chunk(traces: Sequence[Trace]) -> TraceCosts:
+def _of_chunk(traces: Sequence[Trace], rules: Rules | None) -> TraceCosts:
     trace = next((one for one in traces if any(_PHASE.fullmatch(name) for name in one.names)), None)
-    gpus = exposures(trace) if trace is not None else []
+    gpus = exposures(trace, rules) if trace is not None else []
     if trace is None or not gpus:
         raise TraceError(
             f"{traces[0].file} names neither actions (such as 3F12) nor phases (such as attn(F)) of GPU work; run the "

@@ -58,8 +58,10 @@ class BubbleBounds:
         return self.most_us - self.least_us
 
 
-def bubble_bounds(traces: Sequence[Trace]) -> tuple[list[BubbleBounds], Alignment]:
+def bubble_bounds(traces: Sequence[Trace], rules: Rules | None = None) -> tuple[list[BubbleBounds], Alignment]:
     """For each step and rank the bounds of its bubble, and how the ranks' clocks were put together.
+
+    ``rules`` tell which kernels compute.
 
     Raises:
         TraceError: a trace has no compute kernels.
@@ -82,7 +84,7 @@ def bubble_bounds(traces: Sequence[Trace]) -> tuple[list[BubbleBounds], Alignmen
     said = [(place, trace, messages(trace)) for place, group in enumerate(of_ranks(traces)) for trace in group]
     aligned = align_ranks(said)
     names = [rank_of(trace, place) for place, trace, _ in said]
-    gpus = [_Gpu.of(trace, some, int(aligned.offsets_ns[place])) for place, trace, some in said]
+    gpus = [_Gpu.of(trace, some, int(aligned.offsets_ns[place]), rules or Rules()) for place, trace, some in said]
     found = []
     for step in dict.fromkeys(step for gpu in gpus for step in gpu.steps):
         there = [(gpu, name, gpu.steps[step]) for gpu, name in zip(gpus, names, strict=True) if step in gpu.steps]
@@ -103,9 +105,9 @@ class _Gpu:
     steps: dict[str, Ints]
 
     @classmethod
-    def of(cls, trace: Trace, said: list[Message], offset_ns: int) -> _Gpu:
+    def of(cls, trace: Trace, said: list[Message], offset_ns: int, rules: Rules) -> _Gpu:
         work = trace.work
-        computes = np.asarray(Rules().classify(work, trace.names, trace.sms) == COMPUTE)
+        computes = np.asarray(rules.classify(work, trace.names, trace.sms) == COMPUTE)
         if not computes.any():
             raise TraceError(
                 f"{trace.file} names no actions and has no compute kernels, so nothing tells when its rank computed; "

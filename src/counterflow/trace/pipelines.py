@@ -19,6 +19,7 @@ from counterflow.trace.needs import align_by_needs
 from counterflow.trace.ranges import EXECUTOR, TIMELINE, Ran, Ranges, ranges
 from counterflow.trace.read import Trace
 from counterflow.trace.rounds import RankRow, actions_of, commonest, whole_rows
+from counterflow.trace.rules import Rules
 from counterflow.trace.side_by_side import align_ranks, of_ranks, rank_of
 from counterflow.trace.sums import Stretch, stretches, sums_after
 
@@ -65,14 +66,17 @@ class MeasuredPipeline:
         )
 
 
-def measured_pipeline(traces: Sequence[Trace], schedule: Schedule | None = None) -> MeasuredPipeline | None:
+def measured_pipeline(
+    traces: Sequence[Trace], schedule: Schedule | None = None, rules: Rules | None = None
+) -> MeasuredPipeline | None:
     """The pipeline that ran under these traces, those of each rank in the pipeline's order; None without named actions.
 
     Ranges name the actions (see ``counterflow.trace.ranges``), and the order in which they opened is the rank's row.
     Several traces that name the same rank are cycles of its profile.
     A single trace of all ranks in one process, as ``Pipeline.in_process`` gives it, needs the ``schedule`` that ran:
     the ranges alone do not tell which rank was at work. Ranks are put on one clock by the collectives that they share,
-    else by what their actions need of each other: nothing is used before it is made.
+    else by what their actions need of each other: nothing is used before it is made. ``rules`` tell which kernels
+    communicate.
 
     Raises:
         TraceError: two traces have the same action, one has no whole step, or the schedule is not what ran.
@@ -88,8 +92,9 @@ def measured_pipeline(traces: Sequence[Trace], schedule: Schedule | None = None)
         0F0 0F1 0B0 0F2 0B1 0F3 0B2 0B3
         1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3 [3000, 3000]
     """
+    rules = rules or Rules()
     recorded = [
-        _Recorded(place, trace, said := messages(trace), ranges(trace, said, place), stretches(trace))
+        _Recorded(place, trace, said := messages(trace), ranges(trace, said, place, rules), stretches(trace))
         for place, group in enumerate(of_ranks(traces))
         for trace in group
     ]

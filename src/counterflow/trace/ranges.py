@@ -61,13 +61,13 @@ class Ranges:
     on_gpu: bool
 
 
-def ranges(trace: Trace, said: list[Message], place: int) -> Ranges | None:
+def ranges(trace: Trace, said: list[Message], place: int, rules: Rules) -> Ranges | None:
     """The actions that the trace names, or None; ``place`` is the rank's place in its pipeline, for GPipe tells none.
 
     Where the trace has GPU work an action lasts from the start of the first to the end of the last piece that was
-    launched inside its range, found by correlation; messages between two ranks are none of it, and communication at
-    its ends only while no other action computes. Else it lasts as long as the range, without the wait for a receive
-    that torch's ranges begin with.
+    launched inside its range, found by correlation; messages between two ranks are none of it, and communication (as
+    the ``rules`` tell it) at its ends only while no other action computes. Else it lasts as long as the range, without
+    the wait for a receive that torch's ranges begin with.
 
     Raises:
         TraceError: there is GPU work and nothing that tells what launched it.
@@ -80,7 +80,7 @@ def ranges(trace: Trace, said: list[Message], place: int) -> Ranges | None:
         return None
     by, found = named
     if len(trace.work):
-        return Ranges(by, tuple(_on_gpu(trace, found, said)), on_gpu=True)
+        return Ranges(by, tuple(_on_gpu(trace, found, said, rules)), on_gpu=True)
     if by != EXECUTOR:
         found = list(_after_receives(found, said))
     return Ranges(by, tuple(found), on_gpu=False)
@@ -133,7 +133,7 @@ def _after_receives(found: list[Ran], said: list[Message]) -> Iterator[Ran]:
         yield one if last < 0 else one._replace(start_ns=max(one.start_ns, int(ends[last])))
 
 
-def _on_gpu(trace: Trace, found: list[Ran], said: list[Message]) -> Iterator[Ran]:
+def _on_gpu(trace: Trace, found: list[Ran], said: list[Message], rules: Rules) -> Iterator[Ran]:
     """The window of what each range launched, in the order of the ranges; without any, a moment."""
     launch = launch_of(trace.work, trace.launches)
     if not (launch >= 0).any():
@@ -141,7 +141,7 @@ def _on_gpu(trace: Trace, found: list[Ran], said: list[Message]) -> Iterator[Ran
             f"{trace.file}: ranges name actions, and no launch record tells which GPU work is theirs; "
             "profile with ProfilerActivity.CPU and CUDA"
         )
-    kinds = Rules().classify(trace.work, trace.names, trace.sms)
+    kinds = rules.classify(trace.work, trace.names, trace.sms)
     talks = np.isin(kinds, COMMUNICATION)
     own = (launch >= 0) & ~between_ranks(trace.work, said)
     opened = np.array([one.start_ns for one in found], dtype=np.int64)

@@ -10,7 +10,7 @@ from counterflow.cli.trace.overlap import overlap
 from counterflow.cli.trace.pipeline import pipeline
 from counterflow.cli.trace.report import report
 
-app = typer.Typer(rich_markup_mode=None, help="Read profiler traces: where the time went.", no_args_is_help=True)
+app = typer.Typer(rich_markup_mode=None)
 app.command()(overlap)
 app.command()(report)
 app.command()(pipeline)
@@ -18,6 +18,8 @@ app.command()(costs)
 app.command()(diff)
 
 
-@app.callback()
-def _trace() -> None:
-    """Keeps each verb a verb of its own, however few there are."""
+@app.callback(invoke_without_command=True)
+def _trace(context: typer.Context) -> None:
+    """Read profiler traces: where the time went."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())

@@ -10,6 +10,7 @@ import typer
 
 from counterflow.cli.options import Json
 from counterflow.cli.output import number, print_json, print_table, printable, writing
+from counterflow.cli.trace.options import RulesFile
 from counterflow.cli.trace.progress import reading, warn_of, warnings_of
 
 ScheduleFile = Annotated[
@@ -21,6 +22,7 @@ def costs(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Traces, one for each rank, or one folder.")],
     schedule: ScheduleFile = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a costs.json.")] = None,
+    rules: RulesFile = None,
     as_json: Json = False,
 ) -> None:
     """Read off traces what actions cost, for simulate and compare.
@@ -35,12 +37,13 @@ def costs(
     """
     from counterflow.schedule import read_schedule
     from counterflow.simulator import write_costs
-    from counterflow.trace import open_traces, trace_costs
+    from counterflow.trace import Rules, open_traces, trace_costs
 
     ran = None if schedule is None else read_schedule(schedule)
+    own = None if rules is None else Rules.read(rules)
     with reading(files) as progress:
         traces = open_traces(files[0] if len(files) == 1 else files, progress=progress)
-    found = trace_costs(traces, ran)
+    found = trace_costs(traces, ran, own)
     warn_of(traces)
     if output is not None:
         with writing(output, files):

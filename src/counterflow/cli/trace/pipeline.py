@@ -15,6 +15,7 @@ from counterflow.cli.schedules import head_of, sizes_of
 from counterflow.cli.trace.bounds import report_bounds
 from counterflow.cli.trace.clocks import clocks, print_stragglers
 from counterflow.cli.trace.costs import ScheduleFile
+from counterflow.cli.trace.options import RulesFile
 from counterflow.cli.trace.progress import reading, warn_of
 from counterflow.errors import CounterflowError
 
@@ -37,6 +38,7 @@ def pipeline(
         Path | None, typer.Option("--overlay", help="Draw the step over the simulated one: an .svg or .png.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the measured timeline.")] = None,
+    rules: RulesFile = None,
     as_json: Json = False,
 ) -> None:
     """Rebuild a pipeline's step from traces: its bubble, split, and who waited for whom.
@@ -53,7 +55,7 @@ def pipeline(
       counterflow trace pipeline traces/ --step 2 -o step2.json
     """
     from counterflow.schedule import read_schedule
-    from counterflow.trace import bubble_bounds, measured_pipeline, open_traces
+    from counterflow.trace import Rules, bubble_bounds, measured_pipeline, open_traces
     from counterflow.trace.messages import unheard
 
     if overlay is not None and overlay.suffix not in (".svg", ".png"):
@@ -62,9 +64,10 @@ def pipeline(
         if path is not None:
             refuse_loss(path, files)
     ran = None if schedule is None else read_schedule(schedule)
+    own = None if rules is None else Rules.read(rules)
     with reading(files) as progress:
         traces = open_traces(files[0] if len(files) == 1 else files, progress=progress)
-    found = measured_pipeline(traces, ran)
+    found = measured_pipeline(traces, ran, own)
     warn_of(traces)
     if found is None:
         if overlay is not None or output is not None or costs is not None:
@@ -74,7 +77,7 @@ def pipeline(
             )
         for warning in unheard(traces):
             warn(warning)
-        report_bounds(*bubble_bounds(traces), as_json)
+        report_bounds(*bubble_bounds(traces, own), as_json)
         return
     for warning in found.warnings:
         warn(warning)
