@@ -20,6 +20,9 @@ EVEN_ENOUGH = 4e-4
 EVEN = 1e-3
 """So near to its bound a row is even, however long it took: the noise in any real load is larger."""
 
+GOOD = 0.5
+"""A swap that lowers the largest load by this share of what one can at best is taken, without a look for another."""
+
 PATIENCE = 16
 """So many moved replicas in a row that lower nothing end the search."""
 
@@ -67,9 +70,9 @@ def pack(load: Floats, counts: Ints, num_gpus: int, together: int) -> Ints:
 def improve(load: Floats, slots: Ints, num_gpus: int, together: int, bound: Floats, patience: int = PATIENCE) -> Ints:
     """``slots`` [rows, slots] with a largest GPU load that is no larger, searched until it is near to ``bound`` [rows].
 
-    First swaps between the hottest GPU and another, the best each time. Where none helps, an expert of the hottest GPU
-    gets a replica from another expert, wherever that one's lies, and the swaps begin anew; what does not end lower is
-    taken back.
+    First swaps between the hottest GPU and another, each time the first good one from the lightest GPU on. Where none
+    helps, an expert of the hottest GPU gets a replica from another expert, wherever that one's lies, and the swaps
+    begin anew; what does not end lower is taken back.
     """
     rows, experts = load.shape
     num_slots = slots.shape[1]
@@ -253,7 +256,7 @@ def _improve(
                 best, given, taken, cold, cold_rank = peak * (1.0 - 1e-9), -1, -1, -1, 0
                 for at_rank in range(gpus):
                     gpu = order[at_rank]
-                    if peak + total[gpu] >= 2.0 * best:  # whatever they swap, one of the two keeps their mean
+                    if best <= stop or peak - best >= GOOD * (peak - total[gpu]) / 2.0:  # one of two keeps their mean
                         break
                     ideal = (peak - total[gpu]) / 2.0
                     right = gpu * room
