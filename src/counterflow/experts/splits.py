@@ -67,26 +67,24 @@ def _choices(falling: Floats, num_slots: int, num_gpus: int, limit: Floats) -> t
     counts = least[:, None] + _more(top.shape[1])
     left = num_slots - counts.sum(axis=2)
     possible = (left >= others) & (left <= others * num_gpus) & (counts <= num_gpus).all(axis=2)
-    lightest = np.hstack([np.zeros((rows, 1)), np.cumsum(falling[:, ::-1], axis=1)])
+    lightest = np.zeros((rows, experts + 1))
+    np.cumsum(falling[:, ::-1], axis=1, out=lightest[:, 1:])
     share = top[:, None] / counts
     for hot in range(top.shape[1]):
         number = counts[:, :, hot]
-        left_over = np.clip(experts - 1 - room * (num_gpus - number), 0, experts)
+        left_over = np.minimum(np.maximum(experts - 1 - room * (num_gpus - number), 0), experts)
         possible &= share[:, :, hot] + from_rows(lightest, left_over) / number <= limit[:, None]
         for other in range(hot):
             apart = number + counts[:, :, other] <= num_gpus
             possible &= apart | (share[:, :, hot] + share[:, :, other] <= limit[:, None])
     row, choice = np.nonzero(possible)
-    every = np.empty((len(row), experts), dtype=np.int64)
+    every = np.ones((len(row), experts), dtype=np.int64)
     every[:, :-others] = counts[row, choice]
     left = left[row, choice]
     most_left = int(left.max(initial=others))
-    _, got, _ = give_replicas(falling[row][:, -others:].copy(), most_left, num_gpus, fewest_first=True)
-    flat = got + np.arange(len(row))[:, None] * others
-    flat = flat[
-        np.arange(most_left - others) < (left - others)[:, None]
-    ]  # whoever has fewer slots left gives the first
-    every[:, -others:] = 1 + np.bincount(flat, minlength=len(row) * others).reshape(len(row), others)
+    _, got, _ = give_replicas(falling[:, -others:].copy(), most_left, num_gpus, fewest_first=True)
+    more = np.arange(most_left - others) < (left - others)[:, None]  # where fewer slots are left, the first of them
+    np.add.at(every.reshape(-1), (got[row] + np.arange(1, len(row) + 1)[:, None] * experts - others)[more], 1)
     return row, every
 
 
