@@ -1,8 +1,9 @@
 """Tell the phases inside a CUDA graph: its replay launches everything at once, and no range stands around a kernel.
 
 The same steps are profiled once more without a graph. There every kernel is launched inside the range of its step, and
-each lane does the same work in the same order: so the n-th kernel of a lane belongs to the same step in both. Each
-step's stretch becomes a slice of the category ``gpu_user_annotation`` on the lane's stream.
+each lane does the same work in the same order: so the n-th kernel of a lane belongs to the same step in both. Streams
+say nothing of lanes in a graph: a step may lie on several, and a stream hold compute and copies by turns. So what a
+step has on end on one stream becomes a slice of the category ``gpu_user_annotation`` there, which holds nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from itertools import groupby
 from typing import Any
 
 Event = dict[str, Any]
+Step = tuple[str, int, str | None]
+"""A lane, the how-manieth step of it, and its phase."""
 
 _WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 _LANES = ("Memcpy DtoH", "Memcpy HtoD", "loopback_kernel")
@@ -24,7 +27,7 @@ def mark_phases(graph: dict[str, Any], plain: dict[str, Any]) -> None:
         ValueError: the two did not do the same work.
     """
     phases = {lane: _phases_of(plain, work) for lane, work in _lanes(plain).items()}
-    slices = []
+    streams: dict[tuple[Any, Any], list[tuple[Event, Step]]] = {}
     for lane, work in _lanes(graph).items():
         told = phases.get(lane, [])
         if [event["name"] for event in work] != [name for name, _ in told]:
@@ -33,10 +36,14 @@ def mark_phases(graph: dict[str, Any], plain: dict[str, Any]) -> None:
                 f"{len(told)}, or others; profile the same steps"
             )
         pairs = zip(work, (phase for _, phase in told), strict=True)
-        for phase, run in groupby(pairs, key=lambda pair: pair[1]):
+        for number, (phase, run) in enumerate(groupby(pairs, key=lambda pair: pair[1])):
+            for event, _ in run:
+                streams.setdefault((event["pid"], event["tid"]), []).append((event, (lane, number, phase)))
+    for work_of_steps in streams.values():
+        work_of_steps.sort(key=lambda pair: pair[0]["ts"])
+        for (_, _, phase), run_of_step in groupby(work_of_steps, key=lambda pair: pair[1]):
             if phase is not None:
-                slices.append(_slice(phase, [event for event, _ in run]))
-    graph["traceEvents"] += slices
+                graph["traceEvents"].append(_slice(phase, [event for event, _ in run_of_step]))
 
 
 def _lanes(trace: dict[str, Any]) -> dict[str, list[Event]]:
@@ -67,6 +74,5 @@ def _of(trace: dict[str, Any], categories: tuple[str, ...]) -> list[Event]:
 
 def _slice(phase: str, run: list[Event]) -> Event:
     first, end = run[0], max(event["ts"] + event["dur"] for event in run)
-    begin = min(event["ts"] for event in run)
-    place = {key: first[key] for key in ("pid", "tid")}
-    return {"ph": "X", "cat": "gpu_user_annotation", "name": phase, "ts": begin, "dur": end - begin, **place}
+    place = {key: first[key] for key in ("pid", "tid", "ts")}
+    return {"ph": "X", "cat": "gpu_user_annotation", "name": phase, "dur": end - first["ts"], **place}

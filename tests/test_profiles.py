@@ -83,6 +83,29 @@ def test_a_graphs_kernels_get_the_phases_of_the_plain_run() -> None:
     assert told == {"attn-a0": (100, 10, 7), "dispatch0": (110, 5, 20), "mlp1": (120, 5, 7)}
 
 
+def test_a_step_on_several_streams_has_a_slice_on_each_that_holds_nothing_else() -> None:
+    events, replay = [], []
+    # The copies out of one step lie on two streams; on the second one compute of another step comes in between.
+    steps = [("attn-a0", "norm", 7), ("dispatch0", "Memcpy DtoH (x)", 20), ("mlp1", "gemm", 21)]
+    for number, (step, name, stream) in enumerate(steps):
+        events.append(slice_of("user_annotation", step, 10 * number, 10, 0, tid=1))
+        for place in range(3):
+            correlation = 10 * number + place + 1
+            events.append(slice_of("cuda_runtime", "launch", 10 * number + place, 0.5, correlation, tid=1))
+            events.append(slice_of("kernel", name, 100 + 10 * number + place, 1, correlation, tid=stream))
+    at = {"norm": [(7, 100), (7, 110), (21, 120)], "Memcpy DtoH (x)": [(20, 130), (21, 140), (21, 160)]}
+    at["gemm"] = [(21, 150), (21, 170), (7, 180)]
+    for name, places in at.items():
+        replay += [slice_of("kernel", name, ts, 5, 99, tid=stream) for stream, ts in places]
+    graph = {"traceEvents": replay}
+    mark_phases(graph, {"traceEvents": events})
+    told = {(e["tid"], e["ts"], e["dur"], e["name"]) for e in graph["traceEvents"] if "annotation" in e["cat"]}
+    assert told == {
+        *((7, 100, 15, "attn-a0"), (7, 180, 5, "mlp1"), (20, 130, 5, "dispatch0"), (21, 120, 5, "attn-a0")),
+        *((21, 140, 5, "dispatch0"), (21, 150, 5, "mlp1"), (21, 160, 5, "dispatch0"), (21, 170, 5, "mlp1")),
+    }
+
+
 def test_other_work_than_in_the_plain_run_is_refused() -> None:
     plain = plain_run()
     graph = replayed(plain)

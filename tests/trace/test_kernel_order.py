@@ -184,13 +184,13 @@ NAMES += [name for wire in WIRES.values() for phase in (*FORWARD, *BACKWARD) if 
 runs = st.tuples(st.sampled_from(NAMES), st.sampled_from([7, 7, 20, 31]), st.integers(0, 300), st.integers(0, 40))
 
 
-@given(st.lists(st.tuples(runs, st.booleans()), max_size=25))
+@given(st.lists(st.tuples(runs, st.sampled_from(["launched", "in a graph", "unknown"])), max_size=25))
 def test_any_order_gives_compute_parts_of_compute_and_transfers_parts_of_transfers(tmp_path_factory, drawn) -> None:
-    events = []
-    for number, ((name, stream, at, us), known) in enumerate(drawn, 1):
-        made = kernel(name, stream, at, us, number)
+    events = [launch(3, 99, name="cudaGraphLaunch")]
+    for number, ((name, stream, at, us), how) in enumerate(drawn, 1):
+        made = kernel(name, stream, at, us, 99 if how == "in a graph" else number)
         events += [made | ({"cat": "gpu_memcpy"} if name.startswith("Memcpy") else {})]
-        events += [launch(at // 2, number)] if known else []
+        events += [launch(at // 2, number)] if how == "launched" else []
     path = tmp_path_factory.mktemp("any") / "trace.json"
     path.write_text(compact(trace(events)))
     found = open_trace(path)

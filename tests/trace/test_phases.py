@@ -79,8 +79,24 @@ def test_annotations_inside_a_part_do_not_hide_it(tmp_path: Path) -> None:
         ("void at::native::vectorized_elementwise_kernel<8, at::native::silu_backward_kernel()>(int)", "experts", "B"),
         ("void vllm::rotary_embedding_kernel<int>(int)", "attention", ""),
         ("void multi_tensor_apply_kernel<AdamFunctor<float> >(int)", "other", ""),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::sigmoid_kernel_cuda()>(int)", "router", ""),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::log_sigmoid_forward>(int)", "", "F"),
+        ("void moe_fused_gate_kernel<float, 256, 8>(void*)", "router", ""),
     ],
 )
 def test_names_of_kernels_hint_at_parts_and_directions(name: str, part: str, direction: str) -> None:
     hint = hint_of(name)
     assert (hint.part, hint.direction) == (part, direction)
+
+
+@pytest.mark.parametrize(
+    ("name", "product"),
+    [
+        ("bmm_Bfloat16_MxE2m1MxE4m3_Fp32_t128x16x256u2_s3_schedP2x1x2x3_sm100f", True),
+        ("nvjet_sm90_tst_128x128_64x6_1x2_h_bz_TNT", True),
+        ("void at::cuda::detail::prepare_grouped_gemm_data<cutlass::bfloat16_t>(int)", False),
+        ("void cublasLt::splitKreduce_kernel<32, 16, int, float>(int)", False),
+    ],
+)
+def test_names_of_products_of_matrices_are_known(name: str, product: bool) -> None:
+    assert hint_of(name).gemm == product

@@ -31,23 +31,34 @@ class Hint:
     closes: bool = False
     prepares: bool = False
 
+    @property
+    def router(self) -> bool:
+        """Whether it decides which experts a token goes to."""
+        return self.part == "router"
+
+    @property
+    def activates(self) -> bool:
+        """Whether it is the activation inside an MLP, alone or behind a product."""
+        return self.part == "experts" and not self.routed
+
 
 # The first that is found decides the part.
 PARTS: tuple[tuple[str, str], ...] = (
     # part       found anywhere in the name, in small letters
     ("routed", r"(?<![a-z])[mk]_grouped|groupproblemshape|group(?:ed)?_?gemm(?!::)|gemmtype\)[12]|grouped_?mm"),
-    ("router", r"top_?k(?![a-z]*sampl)|(?<!moe)routing|router|gating"),
+    ("router", r"top_?k(?![a-z]*sampl)|(?<!moe)routing|router|gating|fused_gate"),
     ("routed", r"fused_?moe|fmoe|moe_|moe::|expert|ep_(?:scatter|gather)|permute_(?:kernel|tokens|with)"),
     ("core", r"fmha|sdpa|flash_?(?:fwd|bwd|attn)|flash::|attn_(?:fwd|bwd)|attention|dot_do_o|convert_dq"),
     ("core", r"mla_|_mla|flashinfer::\w*(?:prefill|decode|mla)|flex_attention|(?<![a-z])attn"),
     ("attention", r"rotary|(?<![a-z])rope(?![a-z])|kv_?cache|reshape_and_cache|qk_?norm"),
     ("activation", r"swiglu|silu|geglu|gelu|act_and_mul|swish"),
+    ("router", r"(?<!log)(?<!log_)sigmoid"),
     ("other", r"adam|multi_tensor|nll_loss|cross_entropy|argmax|sampling|embedding|multinomial"),
 )
 BACKWARD = r"backward|bwd|bprop|dgrad|grad_?input|_grad_|computegrad|dot_do_o|convert_dq|cutlassb_"
 WEIGHTS = r"wgrad|weight_?grad|grad_?weight|dweight|(?<![a-z])k_grouped|_acc(?:::|\b)|accumulate_?grad"
 FORWARD = r"fwd|forward|fprop|cutlassf_"
-GEMM = r"gemm|nvjet|(?<![a-z])cijk_|xmma|matmul|grouped_?mm"
+GEMM = r"gemm|(?<![a-z])bmm_|nvjet|(?<![a-z])cijk_|xmma|matmul|grouped_?mm"
 PREPARES = r"(?:prepare|set_?up|compute|get|fill)_\w*(?:gemm|problem|expert)"
 NORM = r"(?:layer|rms|group)_?norm|(?<![a-z])ln_(?:fwd|bwd)|rsqrt|pow_tensor"
 

@@ -7,30 +7,29 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from counterflow.trace.columns import KERNEL, MEMCPY, Ints
+from counterflow.trace.columns import MEMCPY, Ints
 from counterflow.trace.hints import hint_of
 from counterflow.trace.kernel_phases import (
     ATTENTION_B,
     ATTENTION_F,
     EXPERTS_B,
     EXPERTS_F,
-    PAUSE,
     STATES,
     UNTOLD,
     WEIGHTS,
     states_of,
 )
+from counterflow.trace.movers import Movers
 from counterflow.trace.parts import ATTENTION, EXPERTS, MLP, Part
-from counterflow.trace.read import Trace, launch_of
-from counterflow.trace.rules import COMMUNICATION, COMPUTE, PREPARING, UNKNOWN_KERNEL, WAITING, function_of
-from counterflow.trace.transfer_phases import Block, Gap, Transfers, begins_of_exchanges, gaps_of, kinds_of
+from counterflow.trace.read import Trace, graph_of, launch_of
+from counterflow.trace.rules import PREPARING, WAITING, function_of
+from counterflow.trace.transfer_phases import Block, Gap, Transfers, gaps_of, kinds_of
 
 Bools = npt.NDArray[np.bool_]
 
 _Range = Block | Gap
 
 _BACKWARD = {ATTENTION_B: ATTENTION, EXPERTS_B: EXPERTS}
-_RIGHT_AFTER_NS = 20_000
 
 
 def phases_by_order(trace: Trace, classes: Ints) -> tuple[list[Part], Ints]:
@@ -39,11 +38,12 @@ def phases_by_order(trace: Trace, classes: Ints) -> tuple[list[Part], Ints]:
     Empty where the kernels show no attention or nothing like an expert: then nothing is told.
     """
     launch = launch_of(trace.work, trace.launches)
+    in_graph = graph_of(launch) >= 0
     rows = np.full(len(trace.work), UNTOLD, dtype=np.int64)
     phases: list[Part] = []
     for device in np.unique(trace.work.device).tolist():
         here = np.flatnonzero(trace.work.device == device)
-        told = _Gpu(trace, here, classes[here], launch[here]).ranges()
+        told = _Gpu(trace, here, classes[here], launch[here], in_graph[here]).ranges()
         rows[here] = _numbered(told, phases)
     return phases, rows
 
@@ -66,7 +66,7 @@ def _numbered(told: list[_Range | None], phases: list[Part]) -> list[int]:
 class _Gpu:
     """The work of one GPU, in the order in which it was launched."""
 
-    def __init__(self, trace: Trace, rows: Ints, classes: Ints, launch: Ints) -> None:
+    def __init__(self, trace: Trace, rows: Ints, classes: Ints, launch: Ints, in_graph: Bools) -> None:
         known = launch >= 0
         launched = np.where(known, trace.launches.start_ns[launch], -1) if len(trace.launches) else launch
         thread = np.where(known, trace.launches.thread[launch], -1) if len(trace.launches) else launch
@@ -76,12 +76,14 @@ class _Gpu:
         self.launched, self.thread = launched[self.order], thread[self.order]
         self.names = trace.names
         self.hints = {name: hint_of(self.names[name]) for name in np.unique(work.name).tolist()}
-        self.aside = self._aside()
-        self.moves = self._moves()
+        sms = trace.sms.get(int(work.device[0]), 0)
+        self.movers = Movers.of(
+            self.work, self.classes, self.launched, in_graph[self.order], self.names, self.hints, sms
+        )
 
     def ranges(self) -> list[_Range | None]:
         """For each piece of work, in the order of its start, the block or the transfer it belongs to."""
-        computes = np.flatnonzero(~self.aside & ~self.moves)
+        computes = np.flatnonzero(~self.movers.aside & ~self.movers.moves)
         told: list[_Range | None] = [None] * len(self.work)
         blocks = self._blocks(computes, self._states(computes))
         if blocks:
@@ -93,23 +95,24 @@ class _Gpu:
         return told
 
     def _states(self, computes: Ints) -> Ints:
-        moved = np.cumsum(self.moves)[computes]
-        edge = np.diff(moved, prepend=moved[:1]) > 0
-        movers = np.unique(self.work.name[self.moves]).tolist()
+        movers = np.unique(self.work.name[self.movers.moves]).tolist()
         return states_of(
-            self.work.name[computes],
+            self.work.rows(computes),
             self.hints,
             self.launched[computes],
             self.thread[computes],
-            edge,
+            self.movers.edges(self.work, computes),
             dispatches=any(kinds_of(function_of(self.names[name])) for name in movers),
         )
 
     def _blocks(self, computes: Ints, states: Ints) -> list[Block]:
         """Compute of one state launched on end, and what part of a layer it is."""
-        routed = np.isin(self.work.name[computes], [name for name, hint in self.hints.items() if hint.routed])
+        routed, core, product, router, norm = (
+            np.isin(self.work.name[computes], [name for name, hint in self.hints.items() if getattr(hint, which)])
+            for which in ("routed", "core", "gemm", "router", "opens")
+        )
         experts = bool(routed.any())
-        first = np.flatnonzero(np.append(True, states[1:] != states[:-1]))[: len(states)]
+        first = _begins(states, router, norm)
         blocks, backward = [], ""
         for begin, end in zip(first.tolist(), [*first[1:].tolist(), len(states)], strict=False):
             state = int(states[begin])
@@ -119,7 +122,10 @@ class _Gpu:
             behind = begin + np.flatnonzero(routed[begin:end])
             part = _part(state, EXPERTS if len(behind) else backward, experts)
             places = computes[behind] if len(behind) else computes[[begin, end - 1]]
-            blocks.append(Block(state, int(places[0]), int(places[-1]), len(behind) > 0, part, computes[begin:end]))
+            cores = begin + np.flatnonzero(core[begin:end])
+            projected = bool(product[begin : cores[0] if len(cores) else end].any())
+            about = len(behind) > 0, len(cores) > 0, projected
+            blocks.append(Block(state, int(places[0]), int(places[-1]), *about, part, computes[begin:end]))
         return blocks
 
     def _transfers(self, blocks: list[Block]) -> Iterator[tuple[int, Gap]]:
@@ -127,61 +133,40 @@ class _Gpu:
         if not any(block.routed for block in blocks):
             return
         backward = any(block.state not in (ATTENTION_F, EXPERTS_F) for block in blocks)
-        transfers, joined = Transfers(gaps_of(blocks), backward), self._joined()
+        transfers, movers = Transfers(gaps_of(blocks), backward), self.movers
+        served: dict[int, Gap] = {}
         copies = self.work.kind == MEMCPY
         ready: dict[int, list[int]] = {}
         streams, names, classes = self.work.stream.tolist(), self.work.name.tolist(), self.classes.tolist()
-        for row in np.flatnonzero(self.aside | self.moves).tolist():
+        for row in np.flatnonzero(movers.aside | movers.moves).tolist():
+            origin = int(movers.origin[row])
+            if origin >= 0:
+                if origin in served:
+                    yield row, served[origin]
+                continue
             waiting = ready.setdefault(streams[row], [])
             waiting.append(row)
-            if not self.moves[row] or classes[row] in (WAITING, PREPARING):
+            if not movers.moves[row] or classes[row] in (WAITING, PREPARING):
                 continue
             prepared = " ".join(function_of(self.names[names[one]]) for one in waiting[:-1])
             kinds = kinds_of(function_of(self.names[names[row]]), prepared)
             if backward and copies[row] and self.launched[row] < 0:
                 kinds = ()  # copies of several exchanges mix: only the order of their launch could tell them apart
-            gap = transfers.serve(row, kinds, joined=not prepared and bool(joined[row]))
+            gap = transfers.serve(row, kinds, joined=not prepared and bool(movers.joined[row]))
             if gap is not None:
+                served[row] = gap
                 yield from ((one, gap) for one in waiting)
             waiting.clear()
 
-    def _aside(self) -> Bools:
-        """What is not communication but runs on a stream of communication: casts before a transfer, and such."""
-        length = self.work.end_ns - self.work.start_ns
-        talks = np.isin(self.classes, COMMUNICATION)
-        streams, place = np.unique(self.work.stream, return_inverse=True)
-        talking, computing = (
-            np.bincount(place, weights=length * which, minlength=len(streams))
-            for which in (talks, self.classes == COMPUTE)
-        )
-        talkative = talking > computing
-        talkative[computing.argmax()] = False
-        return np.asarray(talkative[place] & ~talks)
 
-    def _moves(self) -> Bools:
-        """Communication, and what may be: unknown kernels, and copies on a stream that runs no kernels."""
-        kernels = np.unique(self.work.stream[self.work.kind == KERNEL])
-        copies = (self.work.kind == MEMCPY) & ~np.isin(self.work.stream, kernels)
-        return np.asarray(np.isin(self.classes, (*COMMUNICATION, UNKNOWN_KERNEL)) | copies)
-
-    def _joined(self) -> Bools:
-        """Which transfers go with the one before, as copies do that move one exchange together.
-
-        They were launched right after it, with no compute and no pause in between; or, where launches are not told one
-        by one (a graph, a trace of the GPU alone), they run right after it.
-        """
-        rows = np.flatnonzero(self.moves)
-        joined = np.zeros(len(self.work), dtype=bool)
-        if len(rows) < 2:
-            return joined
-        usual = np.median(np.diff(self.launched))
-        launched, reach = self.launched[rows], np.maximum.accumulate(self.work.end_ns[rows])
-        one_by_one = (launched[:-1] >= 0) & (launched[1:] > launched[:-1])
-        pause = np.where(one_by_one, np.diff(launched), self.work.start_ns[rows[1:]] - reach[:-1])
-        at_once = (np.diff(rows) == 1) & (pause <= PAUSE * usual)
-        joined[rows[1:]] = np.where(one_by_one, at_once, pause <= _RIGHT_AFTER_NS)
-        joined[rows[begins_of_exchanges(joined[rows], np.append(0, pause))]] = False
-        return joined
+def _begins(states: Ints, router: Bools, norm: Bools) -> Ints:
+    """Where blocks begin: at another state, and where attention goes on after its router, at the next norm."""
+    rows = np.arange(len(states))
+    begins = np.append(True, states[1:] != states[:-1])[: len(states)]
+    since, routed, normed = (np.maximum.accumulate(np.where(which, rows, -1)) for which in (begins, router, norm))
+    normed = np.append(-1, normed[:-1])[: len(states)]
+    anew = norm & (states == ATTENTION_F) & (routed >= since) & (routed > normed)
+    return np.flatnonzero(begins | anew)
 
 
 def _part(state: int, backward: str, experts: bool) -> Part | None:

@@ -1,8 +1,9 @@
 """Phases where nobody annotated any: what each compute kernel is part of, by its neighbours in order of launch.
 
-A kernel's name hints at a part or a direction, or at nothing (``hints``). Along the order in which the kernels were
-launched, the sequence of states is found that agrees best with all hints, where every change of state costs: less
-at what often is an edge (a norm, a pause in launching, another thread, communication launched in between).
+A kernel's name hints at a part or a direction, or at nothing (``hints``); in a trace of forwards alone a product's
+neighbours tell what it is for (``products``). Along the order in which the kernels were launched, the sequence of
+states is found that agrees best with all of this, where every change of state costs: less at what often is an edge (a
+norm, a pause in launching, in a graph one of the GPU, another thread, communication that began in between).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from counterflow.trace.columns import Ints
+from counterflow.trace.columns import GpuWork, Ints
 from counterflow.trace.hints import Hint
+from counterflow.trace.products import OF_MLP, OF_ROUTER, UNKNOWN, products_of
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -33,6 +35,7 @@ PAUSE = 4  # times the median between two launches
 _PART = {"core": 5.0, "routed": 4.0, "attention": 3.0, "experts": 3.0, "router": 2.0, "other": 3.0}
 _DIRECTION = {"B": 4.0, "W": 2.0}
 _THREAD = 1.0
+_PRODUCT = 2.0
 _UNTOLD_BACKWARD = -0.02  # a backward shows itself: a long stretch without a sign of one is none
 # Attention is seldom recomputed in a backward, activations sometimes, norms often.
 _FORWARD = {"attention": 2.0, "experts": 1.2}
@@ -40,25 +43,28 @@ _OTHER_FORWARD = 0.5
 
 
 def states_of(
-    name: Ints, hints: Mapping[int, Hint], launched: Ints, thread: Ints, edge: Bools, dispatches: bool
+    work: GpuWork, hints: Mapping[int, Hint], launched: Ints, thread: Ints, edge: Bools, dispatches: bool
 ) -> Ints:
     """For each compute kernel, in the order of launch, the index of its state in ``STATES``, UNTOLD where unknown.
 
     Args:
-        name: the kernels' names, in the order of their launch [kernels].
+        work: the kernels, in the order of their launch.
         hints: what each name hints at.
         launched: when each was launched, in ns [kernels]; -1 where not told.
         thread: what launched each [kernels]; -1 where not told.
-        edge: whether communication was launched since the kernel before [kernels].
+        edge: whether communication began since the kernel before [kernels].
         dispatches: whether tokens are sent to experts: then the router stands before that, with attention.
     """
-    used, place = np.unique(name, return_inverse=True)
+    used, place = np.unique(work.name, return_inverse=True)
     own = [hints[one] for one in used.tolist()]
     if not _has_model(own):
-        return np.full(len(name), UNTOLD, dtype=np.int64)
+        return np.full(len(work), UNTOLD, dtype=np.int64)
     weights = np.array([_weights(hint, dispatches) for hint in own])[place]
     each = [own[one] for one in place.tolist()]
-    path = best_path(weights + _of_threads(thread, each), _costs(each, launched, thread, edge))
+    sure = weights + _of_threads(thread, each)
+    if not any(hint.direction == "B" for hint in own):
+        sure += _of_products(products_of(work, each), dispatches)
+    path = best_path(sure, _costs(each, work, launched, thread, edge))
     hinted = np.abs(weights).max(axis=1) > -_UNTOLD_BACKWARD
     path = np.where(_too_far(hinted), UNTOLD, path)
     return np.asarray(np.where(path == OTHER, UNTOLD, path), dtype=np.int64)
@@ -107,14 +113,28 @@ def _of_threads(thread: Ints, hints: list[Hint]) -> Floats:
     return told
 
 
-def _costs(hints: list[Hint], launched: Ints, thread: Ints, edge: Bools) -> Floats:
+def _of_products(product: Ints, dispatches: bool) -> Floats:
+    """What it says of a product of a forward that it stands around an activation, or before a router, or neither."""
+    told = np.zeros((len(product), len(STATES)))
+    experts = (product == OF_MLP) | ((product == OF_ROUTER) & (not dispatches))
+    attention = (product != UNKNOWN) & ~experts
+    told[:, (EXPERTS_F, EXPERTS_B)] = _PRODUCT * experts[:, None] - _PRODUCT * attention[:, None]
+    told[:, (ATTENTION_F, ATTENTION_B)] = -told[:, (EXPERTS_F, EXPERTS_B)]
+    return told
+
+
+def _costs(hints: list[Hint], work: GpuWork, launched: Ints, thread: Ints, edge: Bools) -> Floats:
     """What a change of state costs before each kernel."""
     opens, closes = (np.array([getattr(hint, which) for hint in hints], dtype=bool) for which in ("opens", "closes"))
     costs = _CHANGE - _EDGE * opens - _EDGE * edge
     costs[1:] -= _EDGE * (closes[:-1] & ~closes[1:])
     if len(hints) > 1 and (launched >= 0).all():
         pause = np.diff(launched)
-        costs[1:] -= _EDGE * (pause > PAUSE * np.median(pause))
+        # A graph launches all of its work at once: there it counts how long the GPU waited.
+        idle = work.start_ns[1:] - np.maximum.accumulate(work.end_ns)[:-1]
+        for paused, which in ((pause, pause > 0), (idle, pause == 0)):
+            if which.any():
+                costs[1:] -= _EDGE * (which & (paused > PAUSE * np.median(paused[which])))
         costs[1:] -= _EDGE * (thread[1:] != thread[:-1])
     return np.asarray(np.maximum(costs, _LEAST))
 

@@ -16,6 +16,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,7 @@ class Block:
 
     ``routed``: some of it only experts behind a router run; then it is that which takes what a transfer brought, from
     the ``first`` to the ``last`` place in the order of launch, and shared experts may stand before and after it.
+    ``core``: attention itself is in it; ``projected``: a product stands before that, or anywhere where it is not.
     ``part``: what it is of a layer, None where unknown. ``rows``: the places of all its kernels.
     """
 
@@ -85,6 +87,8 @@ class Block:
     first: int
     last: int
     routed: bool
+    core: bool
+    projected: bool
     part: Part | None
     rows: Ints
 
@@ -118,9 +122,13 @@ def gaps_of(blocks: Iterable[Block]) -> list[Gap]:
     """The transfers between these blocks, each with what makes it and what needs it, in the order of launch.
 
     Several micro-batches of one direction take turns: what was made first is needed first. Experts that are not
-    behind a router take and leave no transfer, where others in the trace are (shared experts, dense layers).
+    behind a router take and leave no transfer, where others in the trace are (shared experts, dense layers). Attention
+    that is cut before its core, as in a decode of two micro-batches, takes one with its first half and leaves one with
+    its second.
     """
     blocks = list(blocks)
+    halves = _halves(blocks)
+    first, second = {id(one) for one, _ in halves}, {id(other) for _, other in halves}
     routed = {block.state for block in blocks if block.routed}
     open_gaps: dict[Part, deque[Gap]] = {part: deque() for part in ANY}
     gaps: list[Gap] = []
@@ -128,10 +136,12 @@ def gaps_of(blocks: Iterable[Block]) -> list[Gap]:
         if block.state not in _LEAVES or (block.state in routed and not block.routed):
             continue
         waiting = open_gaps[_NEEDS[block.state]]
-        if waiting:
+        if id(block) not in second and waiting:
             waiting.popleft().needed = block
-        elif not any(gap.part == _NEEDS[block.state] for gap in gaps):
+        elif id(block) not in second and not any(gap.part == _NEEDS[block.state] for gap in gaps):
             gaps.append(Gap(_NEEDS[block.state], None, block))
+        if id(block) in first:
+            continue
         gap = Gap(_LEAVES[block.state], block, None)
         waiting = open_gaps[gap.part]
         waiting.append(gap)
@@ -139,6 +149,12 @@ def gaps_of(blocks: Iterable[Block]) -> list[Gap]:
         if len(waiting) > _MICRO_BATCHES:
             gaps.remove(waiting.popleft())
     return gaps
+
+
+def _halves(blocks: list[Block]) -> list[tuple[Block, Block]]:
+    """Attention without a core, and the next attention, where that begins with its core."""
+    attention = [block for block in blocks if block.state == ATTENTION_F]
+    return [(one, two) for one, two in pairwise(attention) if not one.core and two.core and not two.projected]
 
 
 class Transfers:
@@ -149,15 +165,16 @@ class Transfers:
         self._open: list[Gap] = []
         self._latest = -1
         self._backward = backward
+        self._since = -1
         self._last: Gap | None = None
 
     def serve(self, place: int, kinds: Sequence[Part], joined: bool) -> Gap | None:
         """The gap of the transfer launched at this place, of these kinds; None where nothing tells.
 
-        ``joined``: it came at once after the one before, as several copies do that move one exchange together.
+        ``joined``: it came at once after the one before, as several copies do that move one exchange together. Where
+        another block was done since that exchange began, it may as well be the next one, that had to wait.
         """
-        if joined and kinds == ANY:
-            return self._last
+        joined = joined and kinds == ANY
         kinds = [kind for kind in kinds if self._backward or kind.direction == "F"]
         while self._coming and self._coming[0].opens < place:
             self._open.append(self._coming.popleft())
@@ -165,6 +182,9 @@ class Transfers:
         self._open = [gap for gap in self._open if gap.needed is None or place < gap.needed.first]
         fitting = [gap for gap in self._open if gap.part in kinds]
         waiting = [gap for gap in fitting if not gap.served]
+        if joined and not any(gap.made and self._since < gap.made.last < place for gap in waiting):
+            return self._last
+        self._since = place
         if waiting:
             self._last = min(waiting, key=lambda gap: gap.urgency(place, self._latest))
             self._last.served = True
@@ -173,35 +193,3 @@ class Transfers:
         else:
             self._last = Gap(kinds[0], None, None, served=True) if len(kinds) == 1 else None
         return self._last
-
-
-def begins_of_exchanges(joined: Bools, pause: Ints) -> list[int]:
-    """Where exchanges begin inside runs of copies that were launched on end.
-
-    An exchange takes as many copies each time. So a run as long as two others together, of lengths that come several
-    times, is those two; of several places to cut it, the one with the longest pause is taken.
-
-    Args:
-        joined: whether each copy goes with the one before [copies].
-        pause: how long after the one before it came [copies].
-
-    Example:
-        >>> import numpy as np
-        >>> joined = np.array([0, 1, 0, 1, 1, 0, 1, 0, 1, 1, 0, 1, 1, 1, 1], dtype=bool)
-        >>> begins_of_exchanges(joined, np.array([0] * 12 + [9, 7, 1]))
-        [12]
-    """
-    begins = np.flatnonzero(~joined)
-    lengths = np.diff(begins, append=len(joined))
-    kinds, often = np.unique(lengths, return_counts=True)
-    known: set[int] = set()
-    cuts: dict[int, list[int]] = {}
-    for length, times in zip(kinds.tolist(), often.tolist(), strict=True):
-        cuts[length] = [one for one in sorted(known) if length - one in known]
-        if times > 1 and not cuts[length]:
-            known.add(length)
-    found = []
-    for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):
-        places = [begin + cut for cut in cuts[length]]
-        found += sorted(places, key=lambda place: int(pause[place]))[-1:]
-    return found
