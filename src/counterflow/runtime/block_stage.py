@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterflow.runtime.chunk import BackwardProgram, Chunk, ForwardProgram, run
+from counterflow.runtime.backward_program import BackwardProgram
+from counterflow.runtime.blocks import Chunk
+from counterflow.runtime.chunk import run
+from counterflow.runtime.forward_program import ForwardProgram
 from counterflow.runtime.stage import Stage, gradients
 from counterflow.runtime.weights import Split
 from counterflow.runtime.wire import tensors_of

@@ -11,7 +11,7 @@ from torch import nn
 from counterflow.errors import PipelineError
 from counterflow.runtime.batch import Batch
 from counterflow.runtime.block_stage import BlockStage
-from counterflow.runtime.chunk import Chunk
+from counterflow.runtime.blocks import Chunk
 from counterflow.runtime.clock import Clock
 from counterflow.runtime.executor import Executor
 from counterflow.runtime.heartbeat import Watch
