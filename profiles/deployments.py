@@ -99,7 +99,6 @@ class Share:
         balance_routing([self.model])
         self._chunk = Chunk.of(self.model)
         self._generator = torch.Generator(device).manual_seed(0)
-        self._halves = deployment.mode == "decode"
         trains = deployment.mode == "training"
         shape = (2, 1, deployment.tokens) if trains else (2, deployment.tokens)
         self.inputs = self.random(*shape).unbind()
@@ -143,10 +142,10 @@ class Share:
             for block, own in zip(blocks, before, strict=True):
                 block.exchange = own
 
-    def forward(self, x: Tensor, batch: Any, mark: str) -> ForwardProgram:
-        """A forward of ``x``."""
+    def forward(self, x: Tensor, batch: Any, mark: str, mode: str | None = None) -> ForwardProgram:
+        """A forward of ``x``, its steps being those of ``mode``."""
         split = LinearSplit
-        model, halves = self.model, self._halves
+        model, halves = self.model, (mode or self.deployment.mode) == "decode"
         return ForwardProgram(
             self._chunk, x, lambda: split(model), batch=batch, mark=mark, halves=halves, receives=halves
         )
@@ -158,15 +157,15 @@ class Share:
             run(one_after_the_other(forward.steps), forward)
         return BackwardProgram(forward, [torch.ones_like(forward.output)], weights=weights)
 
-    def pair(self) -> tuple[ForwardProgram | BackwardProgram, ...]:
-        """The programs of both micro-batches."""
+    def pair(self, mode: str | None = None) -> tuple[ForwardProgram | BackwardProgram, ...]:
+        """The programs of both micro-batches, for the order of ``mode``, by default the deployment's own."""
         if self.deployment.mode == "training":
             return self.forward(self.inputs[0], None, "(F)"), self.backward()
-        return tuple(self.forward(self.inputs[n], self.batches[n], str(n)) for n in (0, 1))
+        return tuple(self.forward(self.inputs[n], self.batches[n], str(n), mode) for n in (0, 1))
 
-    def plan(self, programs: tuple[ForwardProgram | BackwardProgram, ...]) -> ChunkPlan:
+    def plan(self, programs: tuple[ForwardProgram | BackwardProgram, ...], mode: str | None = None) -> ChunkPlan:
         """The published order."""
-        return lay_out(PATTERNS[self.deployment.mode], *(program.steps for program in programs))
+        return lay_out(PATTERNS[mode or self.deployment.mode], *(program.steps for program in programs))
 
     def forget(self) -> None:
         """Drop all gradients."""

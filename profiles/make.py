@@ -112,9 +112,8 @@ def measure(
 
 def tell(mode: str, name: str, row: dict[str, Any]) -> None:
     """One line."""
-    print(
-        mode, name, *(f"{key} {value if value is None else round(value, 3)}" for key, value in row.items()), flush=True
-    )
+    told = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+    print(mode, name, *(f"{key} {value}" for key, value in told.items()), flush=True)
 
 
 def main() -> None:

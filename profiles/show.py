@@ -149,8 +149,9 @@ def decode_table(graphs: dict[str, Any]) -> str:
     heads = ["wire / compute", "one micro-batch of 128, ms", "two of 64, ms", "gain", "by the roofline", "of it"]
     rows = [
         [
-            f"{row['wire_over_compute']:.2f}",
-            *(f"{row[key]:.2f}" for key in ("single_ms", "pair_ms", "gain", "roofline_gain", "of_the_roofline")),
+            *(f"{row[key]:.2f}" for key in ("wire_over_compute", "single_ms")),
+            f"{row['pair_ms']:.2f}" + (" in the order of prefill" if row.get("order") == "prefill" else ""),
+            *(f"{row[key]:.2f}" for key in ("gain", "roofline_gain", "of_the_roofline")),
         ]
         for row in graphs["rows"]
     ]

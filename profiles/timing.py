@@ -200,11 +200,15 @@ def taken(ctas: int, ms: float) -> Iterator[None]:
 
 @contextmanager
 def sms_left_free(count: int) -> Iterator[None]:
-    """Matrix products leave so many multiprocessors to others."""
+    """Grouped products leave so many multiprocessors to others, and some more.
+
+    Their blocks come in twos that need neighbouring multiprocessors: if some find only single ones, they wait for a
+    whole round. In eights enough pairs are left.
+    """
     if not count or not torch.cuda.is_available():
         yield
         return
-    torch._C._set_sm_carveout_experimental(count)
+    torch._C._set_sm_carveout_experimental(-(-count // 8) * 8)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from counterflow import CounterflowError
 from counterflow.moe import Decode, LatentCache, Part, Prefill, run
 from counterflow.moe.attention import LatentAttention
 from counterflow.moe.causal import causal_attention
-from counterflow.moe.turning import rotated, turns
+from counterflow.moe.rotary import rotated, turns
 from moe.models import CLOSE, TINY, TWO_LAYERS, packed, tokens, whole
 
 

@@ -14,7 +14,9 @@ from torch import nn
 
 from counterflow.errors import ModelError
 from counterflow.moe import PRESETS, stage
+from counterflow.moe.cache import LatentCache
 from counterflow.moe.generate import generate
+from counterflow.moe.prefill import prefill
 from counterflow.runtime import ProcessGroupExchange, launch
 
 TINY = replace(PRESETS["tiny"], layers=2)
@@ -25,6 +27,20 @@ CASES = {
     "one rank has a single token": [[3, 9, 4], [1]],
 }
 """The lengths of each rank's prompts."""
+
+
+def prefill_into_little(here: nn.Sequential, rank: int) -> None:
+    prefill(here, [[1, 2], [3, 4]], LatentCache(TINY, 2, 2 - rank, torch.float64))
+
+
+REFUSED = {
+    "a token that is none": (lambda here, rank: generate(here, [[1], [2 - 9 * rank]], 2), "a prompt is [-7]"),
+    "a prompt without a token": (lambda here, rank: generate(here, [[1], [2][rank:]], 2), "a prompt is []"),
+    "no prompts": (lambda here, rank: generate(here, [[1], [2]][2 * rank :], 2), "there are no prompts"),
+    "no tokens": (lambda here, rank: generate(here, [[1], [2]], 2 - 2 * rank), "new_tokens is 0"),
+    "too little room": (prefill_into_little, "does not fit into a cache with room for 2 requests of 1 tokens"),
+}
+"""What rank 1 alone refuses, and its words."""
 
 
 def prompts_of(lengths: list[int]) -> list[list[int]]:
@@ -47,6 +63,8 @@ def test_each_rank_makes_the_tokens_that_it_would_alone(tmp_path: Path) -> None:
         for name, lengths in CASES.items():
             assert found[name] == generate(alone, prompts_of(lengths[rank]), NEW_TOKENS).tolist(), name
         assert "the ranks were asked for [1, 2] new tokens" in found["different numbers"]
+        for name, (_, whose) in REFUSED.items():
+            assert (whose if rank == 1 else "rank 1 of 2 refused its prompts") in found[name], name
 
 
 def main(folder: str) -> None:
@@ -61,6 +79,11 @@ def main(folder: str) -> None:
         generate(here, [[1], [2]], 1 + rank)
     except ModelError as error:
         found["different numbers"] = str(error)
+    for name, (refused, _) in REFUSED.items():
+        try:
+            refused(here, rank)
+        except ModelError as error:
+            found[name] = str(error)
     torch.save(found, Path(folder) / f"rank-{rank}.pt")
     dist.destroy_process_group()
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from counterflow.moe import PRESETS
 from counterflow.moe.decode_attention import mixed_latents, mixed_plainly
 from counterflow.moe.dispatch import by_slot, counted, inverse_of, serving_slots
+from counterflow.moe.rotary import rates, turned_behind, turned_plainly
 from counterflow.moe.router import Router
-from counterflow.moe.turning import rates, turned_behind, turned_plainly
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA = torch.cuda.is_available()
@@ -79,7 +79,7 @@ def test_one_key_is_taken_as_it_is() -> None:
 @needs_kernels
 @pytest.mark.parametrize(("heads", "width"), [(1, 16), (3, 48), (128, 144)])
 def test_rows_are_turned_alike_there_and_back(heads: int, width: int) -> None:
-    from counterflow.moe.turning_kernel import turn_by_kernel
+    from counterflow.moe.rotary_kernel import turn_by_kernel
 
     generator = torch.Generator().manual_seed(heads)
     whole = torch.randn(2, 7, heads, width + 8 * (heads == 1), generator=generator).to(DEVICE, DTYPE)
@@ -116,11 +116,11 @@ def test_the_same_experts_are_chosen(preset: str, balanced: bool) -> None:
     x = torch.randn(37, 16, generator=generator, device=DEVICE)
     weights, chosen = router(x)
     counts = router.counts.clone()
-    scores = torch.nn.functional.linear(x, router.weight).sigmoid().detach()
-    own, same = choose_by_kernel(scores, router.bias, counts, config, torch.float32, balanced=balanced)
+    logits = torch.nn.functional.linear(x, router.weight).detach()
+    own, same = choose_by_kernel(logits, router.bias, counts, config, torch.float32, balanced=balanced)
     assert torch.equal(same, chosen)
     assert torch.equal(counts, 2 * router.counts)
-    torch.testing.assert_close(own, weights.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(own, weights.detach(), rtol=1e-5, atol=0)
 
 
 @needs_kernels
@@ -128,9 +128,9 @@ def test_of_equal_experts_those_with_lower_numbers_are_chosen() -> None:
     from counterflow.moe.routing_kernel import choose_by_kernel
 
     config = replace(PRESETS["tiny"], hidden=16)
-    scores, bias = torch.full((2, config.experts), 0.5, device=DEVICE), torch.zeros(config.experts, device=DEVICE)
+    logits, bias = torch.zeros(2, config.experts, device=DEVICE), torch.zeros(config.experts, device=DEVICE)
     counts = torch.zeros(config.experts, dtype=torch.int64, device=DEVICE)
-    _, chosen = choose_by_kernel(scores, bias, counts, config, torch.float32, balanced=False)
+    _, chosen = choose_by_kernel(logits, bias, counts, config, torch.float32, balanced=False)
     assert chosen.tolist() == [[0, 1, 2, 3]] * 2
 
 
@@ -172,6 +172,94 @@ def test_rows_that_came_are_sorted_alike(ranks: int, slots: int) -> None:
         assert torch.equal(own.cpu(), plain)
 
 
+# --- rows -----------------------------------------------------------------------------------------------------
+
+# A kernel rounds to the dtype where torch does, but adds in another order: they differ by the last bit at most.
+LAST_BIT = {"rtol": 2.0**-7, "atol": 2.0**-7} if CUDA else {"rtol": 1e-5, "atol": 1e-6}
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, DTYPE)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(1, 16), (2, 5, 96), (3, 7168)])
+def test_rows_and_sums_of_rows_are_normed_alike(shape: tuple[int, ...]) -> None:
+    from counterflow.moe.rows_kernel import norm_by_kernel
+
+    x, added, weight = drawn(*shape), drawn(*shape, seed=1), drawn(shape[-1], seed=2)
+    norm = torch.nn.functional.rms_norm
+    same, normed = norm_by_kernel(x, weight, 1e-6)
+    assert same is x
+    torch.testing.assert_close(normed, norm(x, weight.shape, weight, 1e-6), **LAST_BIT)
+    total, normed = norm_by_kernel(x, weight, 1e-6, added)
+    assert torch.equal(total, x + added)
+    torch.testing.assert_close(normed, norm(x + added, weight.shape, weight, 1e-6), **LAST_BIT)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(3, 16), (2, 3, 2 * 1500)])
+def test_a_gate_opens_alike(shape: tuple[int, ...]) -> None:
+    from counterflow.moe.rows_kernel import gate_by_kernel
+
+    x = drawn(*shape)
+    gate, up = x.chunk(2, dim=-1)
+    torch.testing.assert_close(gate_by_kernel(x), torch.nn.functional.silu(gate) * up, **LAST_BIT)
+
+
+@needs_kernels
+def test_results_are_weighed_alike() -> None:
+    from counterflow.moe.rows_kernel import weigh_by_kernel
+
+    x, weights, returned = drawn(5, 1100), drawn(5, 4, seed=1), drawn(20, 1100, seed=2)
+    places = torch.randperm(20, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    plain = x + torch.bmm(weights.unsqueeze(1), returned[places].view(5, 4, 1100)).view_as(x)
+    torch.testing.assert_close(weigh_by_kernel(x, weights, returned, places), plain, **LAST_BIT)
+
+
+@needs_kernels
+def test_latents_are_kept_alike_and_where_they_belong() -> None:
+    from counterflow.moe.rows_kernel import keep_by_kernel
+
+    x, weight, positions = drawn(3, 80), drawn(64, seed=1), torch.tensor([0, 4, 2], device=DEVICE)
+    latents = drawn(2, 3, 5, 80, seed=2)[1]  # one layer's
+    expected = latents.clone()
+    normed = torch.nn.functional.rms_norm(x[:, :64], (64,), weight, 1e-6)
+    key = turned_plainly(x[:, None, 64:], positions, 16, 100.0)[:, 0]
+    expected[torch.arange(3), positions] = torch.cat([normed, key], dim=-1)
+    keep_by_kernel(x, weight, 1e-6, positions, rates(16, 100.0, x.device, torch.float32), latents)
+    torch.testing.assert_close(latents, expected, **LAST_BIT)
+
+
+@needs_kernels
+def test_rows_can_be_turned_into_a_part_of_others() -> None:
+    from counterflow.moe.rotary_kernel import turn_by_kernel
+
+    x, positions = drawn(3, 4, 48), torch.arange(3, device=DEVICE)
+    out, by = drawn(3, 4, 80, seed=1), rates(16, 100.0, x.device, torch.float32)
+    before = out.clone()
+    turn_by_kernel(x[..., 32:], positions, by, 1.0, out[..., 64:])
+    assert torch.equal(out[..., 64:], turn_by_kernel(x[..., 32:].contiguous(), positions, by, 1.0))
+    assert torch.equal(out[..., :64], before[..., :64])
+
+
+@needs_kernels
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("sizes", [[3], [0, 130, 0, 1], [256, 128], [300, 300, 5]])
+def test_groups_of_rows_are_multiplied_alike(sizes: list[int], gated: bool) -> None:
+    from counterflow.moe.grouped_kernel import product_by_kernel
+
+    rows, weight = drawn(sum(sizes), 192), drawn(len(sizes), 256, 192, seed=1) / 14
+    ends = torch.tensor(sizes, device=DEVICE).cumsum(0, dtype=torch.int32)
+    parts = torch.split(rows.double(), sizes)
+    exact = torch.cat([part @ own.double().T for part, own in zip(parts, weight, strict=True)])
+    if gated:
+        gate, up = exact.chunk(2, dim=-1)
+        exact = torch.nn.functional.silu(gate) * up
+    found = product_by_kernel(rows, weight, ends, gated=gated)
+    torch.testing.assert_close(found.double(), exact, rtol=2.0**-6 if CUDA else 1e-5, atol=2.0**-6 if CUDA else 1e-5)
+
+
 @needs_cuda
 def test_decode_attention_can_be_captured_and_reads_its_positions_anew() -> None:
     query, latents, positions = attention(4, 16, 64, 16, 300)
@@ -187,18 +275,21 @@ def test_decode_attention_can_be_captured_and_reads_its_positions_anew() -> None
 
 
 @needs_cuda
-def test_a_block_decodes_alike_with_and_without_kernels() -> None:
-    from counterflow.moe import Decode, LatentCache, MixtureBlock
+def test_a_block_decodes_and_prefills_alike_with_and_without_kernels() -> None:
+    from counterflow.moe import Decode, LatentCache, MixtureBlock, Part, Prefill
     from counterflow.moe.model import made_on
 
     config = replace(PRESETS["small"], layers=1)
     with made_on(torch.device("cuda"), torch.bfloat16):
         block = MixtureBlock(config, 0)
         x = torch.randn(8, config.hidden)
+    block.router.balanced = True  # of experts that are nearly alike, either may choose another
     cache = LatentCache(config, 8, 64, torch.bfloat16, "cuda")
     cache.latents.normal_()
-    batch = Decode(cache, 0, torch.full((8,), 40, device="cuda"))
-    with torch.no_grad():
-        fast = block(x, batch)
-    plain = block(x, batch).detach()
-    torch.testing.assert_close(fast, plain, rtol=0.05, atol=0.05)
+    for batch in (Decode(cache, 0, torch.full((8,), 40, device="cuda")), Prefill(cache, [Part(0, 0, 8)])):
+        with torch.no_grad():
+            fast = block(x, batch)
+        kept = cache.latents.clone()
+        plain = block(x, batch).detach()
+        torch.testing.assert_close(fast, plain, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(kept, cache.latents, rtol=0.05, atol=0.05)

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from counterflow.moe.causal import causal_attention
 from counterflow.moe.config import ModelConfig
 from counterflow.moe.decode_attention import mixed_latents
-from counterflow.moe.turning import turned_behind
+from counterflow.moe.kernels import is_power_of_two, kernels_run
+from counterflow.moe.norm import Norm
+from counterflow.moe.rotary import kept_rates, turned_behind
 
 
 class LatentAttention(nn.Module):
@@ -26,17 +28,17 @@ class LatentAttention(nn.Module):
         self.config = config
         query = config.heads * (config.nope + config.rope)
         self.query_down = nn.Linear(config.hidden, config.query_rank, bias=False)
-        self.query_norm = nn.RMSNorm(config.query_rank, config.norm_eps)
+        self.query_norm = Norm(config.query_rank, config.norm_eps)
         self.query_up = nn.Linear(config.query_rank, query, bias=False)
         self.latent_down = nn.Linear(config.hidden, config.latent_width, bias=False)
-        self.latent_norm = nn.RMSNorm(config.latent, config.norm_eps)
+        self.latent_norm = Norm(config.latent, config.norm_eps)
         self.latent_up = nn.Linear(config.latent, config.heads * (config.nope + config.value), bias=False)
         self.out = nn.Linear(config.heads * config.value, config.hidden, bias=False)
 
     def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Queries [..., heads, nope + rope] and latents [..., latent + rope] of ``x`` [..., hidden]."""
         config = self.config
-        query = self.query_up(self.query_norm(self.query_down(x))).unflatten(-1, (config.heads, -1))
+        query = self._queries(x)
         latent, key = self.latent_down(x).split([config.latent, config.rope], dim=-1)
         key = turned_behind(key.unsqueeze(-2), positions, config.rope, config.rope_base).squeeze(-2)
         query = turned_behind(query, positions, config.rope, config.rope_base)
@@ -58,11 +60,27 @@ class LatentAttention(nn.Module):
         """Queries [n, heads, nope + rope] as they meet latents: [n, heads, latent + rope]."""
         plain, turned = torch.split(query, [self.config.nope, self.config.rope], dim=-1)
         weight = self._opening()[:, : self.config.nope]
-        if torch.is_grad_enabled():
-            return torch.cat([by_head(plain, weight), turned], dim=-1)
-        folded = query.new_empty(*query.shape[:2], self.config.latent_width)
-        by_head(plain, weight, folded[..., : self.config.latent])
-        folded[..., self.config.latent :] = turned
+        return torch.cat([by_head(plain, weight), turned], dim=-1)
+
+    def project_folded(self, x: Tensor, positions: Tensor, latents: Tensor) -> Tensor:
+        """Folded queries of ``x`` [n, hidden]; its latents are put at ``positions`` [n] of ``latents`` [n, room, any].
+
+        The same as ``project`` and ``fold``; in bfloat16 on a GPU, without gradient, by fewer kernels.
+        """
+        config = self.config
+        if not self._has_kernels(x):
+            query, latent = self.project(x, positions)
+            latents[torch.arange(len(x), device=x.device), positions] = latent
+            return self.fold(query)
+        from counterflow.moe.rotary_kernel import turn_by_kernel
+        from counterflow.moe.rows_kernel import keep_by_kernel
+
+        rates, norm = kept_rates(config.rope, config.rope_base, x.device), self.latent_norm
+        keep_by_kernel(self.latent_down(x), norm.weight, norm.eps, positions, rates, latents)
+        query = self._queries(x)
+        folded = query.new_empty(*query.shape[:2], config.latent_width)
+        by_head(query[..., : config.nope], self._opening()[:, : config.nope], folded[..., : config.latent])
+        turn_by_kernel(query[..., config.nope :], positions, rates, 1.0, folded[..., config.latent :])
         return folded
 
     def attend_folded(self, folded: Tensor, latents: Tensor, positions: Tensor) -> Tensor:
@@ -73,6 +91,15 @@ class LatentAttention(nn.Module):
         value = by_head(mixed, self._opening()[:, config.nope :].mT)
         out: Tensor = self.out(value.flatten(1))
         return out
+
+    def _has_kernels(self, x: Tensor) -> bool:
+        fits = is_power_of_two(self.config.latent) and is_power_of_two(self.config.rope)
+        return fits and x.dtype == torch.bfloat16 and kernels_run(x)
+
+    def _queries(self, x: Tensor) -> Tensor:
+        """Before they are turned."""
+        queries: Tensor = self.query_up(self.query_norm(self.query_down(x))).unflatten(-1, (self.config.heads, -1))
+        return queries
 
     def _opening(self) -> Tensor:
         """The weight that opens a latent, by head: [heads, nope + value, latent]."""

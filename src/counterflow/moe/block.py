@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from counterflow.errors import ModelError
 from counterflow.experts import Placement
@@ -14,6 +14,8 @@ from counterflow.moe.config import ModelConfig
 from counterflow.moe.dispatch import Dispatch, arrived, take
 from counterflow.moe.draw import draw
 from counterflow.moe.experts import RoutedExperts, SharedExpert
+from counterflow.moe.kernels import kernels_run
+from counterflow.moe.norm import Norm
 from counterflow.moe.router import Router
 from counterflow.runtime import Context, Exchange, OverlapBlock
 
@@ -59,9 +61,9 @@ class MixtureBlock(OverlapBlock):
                 f"the placement is for {placement.num_layers} layers of {placement.num_experts} experts, and this is "
                 f"layer {layer} with {config.experts}; make one for this model"
             )
-        self.attention_norm = nn.RMSNorm(config.hidden, config.norm_eps)
+        self.attention_norm = Norm(config.hidden, config.norm_eps)
         self.attention = LatentAttention(config)
-        self.experts_norm = nn.RMSNorm(config.hidden, config.norm_eps)
+        self.experts_norm = Norm(config.hidden, config.norm_eps)
         self.router = Router(config)
         self.dispatch = Dispatch(placement, layer, self.exchange)
         self.shared_expert = SharedExpert(config)
@@ -77,17 +79,19 @@ class MixtureBlock(OverlapBlock):
         positions = torch.arange(x.shape[1], device=x.device) if batch is None else batch.positions
         if batch is not None and x.shape[:-1] != positions.shape:
             raise ModelError(f"the batch has {len(positions)} tokens and x is {list(x.shape)}; give one row for each")
-        query, latent = self.attention.project(self.attention_norm(x), positions)
+        normed = self.attention_norm(x)
+        if isinstance(batch, Decode):
+            return x, self.attention.project_folded(normed, positions, batch.seen(self.layer))
+        query, latent = self.attention.project(normed, positions)
         if batch is None:
             return x, query, latent
         batch.store(self.layer, latent)
-        return x, self.attention.fold(query) if isinstance(batch, Decode) else query
+        return x, query
 
     def attend(self, projected: Carry, ctx: Context) -> tuple[Carry, Tensor]:
         """Attention, the router, and the rows in the order in which they are sent."""
         x, query, *latent = projected
-        x = x + self._attended(query, latent, ctx)
-        normed = self.experts_norm(x)
+        x, normed = self.experts_norm.of_sum(x, self._attended(query, latent, ctx))
         tokens = normed.flatten(0, -2)
         weights, chosen = self.router(tokens)
         self.dispatch.sort(chosen, self.router.balanced, ctx)
@@ -111,6 +115,10 @@ class MixtureBlock(OverlapBlock):
     def after(self, carry: Carry, returned: Tensor, ctx: Context) -> Tensor:
         """The results of each token's experts, weighed and added."""
         x, weights = carry
+        if returned.dtype == torch.bfloat16 and kernels_run(returned):
+            from counterflow.moe.rows_kernel import weigh_by_kernel
+
+            return weigh_by_kernel(x, weights, returned, ctx.notes.inverse)
         results = torch.unflatten(take(returned, ctx.notes.inverse, ctx.notes.order), 0, weights.shape)
         return x + torch.bmm(weights.unsqueeze(1), results).view_as(x)
 

@@ -90,11 +90,6 @@ class Decode:
             )
         self.cache, self.positions = cache, positions
         self._requests = slice(first, first + len(positions))
-        self._rows = torch.arange(len(positions), device=positions.device)
-
-    def store(self, layer: int, latent: Tensor) -> None:
-        """Keep the latents [requests, latent + rope] of ``layer``."""
-        self.seen(layer)[self._rows, self.positions] = latent
 
     def seen(self, layer: int) -> Tensor:
         """All that is kept of these requests: [requests, room, latent + rope]."""

@@ -20,6 +20,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     half_precision = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
     if key.shape[2] > query.shape[2]:
         return _padded_behind(query, key, value) if half_precision else _masked(query, key, value)
+    if half_precision and key.shape[2] == 1:  # which is too short for cuDNN
+        return _padded(query, key, value)
     return kernel_for(half_precision, query.shape[3], value.shape[3])(query, key, value)
 
 

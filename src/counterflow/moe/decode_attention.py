@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from counterflow.moe.kernels import is_power_of_two, kernels_run
+from counterflow.moe.kernels import copies_tiles, is_power_of_two, kernels_run
 
 _SMALLEST = 16
 """Of the sides of a tile that tensor cores multiply."""
@@ -41,9 +39,3 @@ def has_kernel(folded: Tensor, width: int) -> bool:
     sides = width, folded.shape[2] - width
     fits = all(side >= _SMALLEST and is_power_of_two(side) for side in sides)
     return fits and folded.dtype == torch.bfloat16 and kernels_run(folded) and copies_tiles(folded.device)
-
-
-@cache
-def copies_tiles(device: torch.device) -> bool:
-    """Whether multiprocessors of this GPU have an engine that copies tiles."""
-    return torch.cuda.get_device_capability(device) >= (9, 0)

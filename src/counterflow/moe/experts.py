@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from counterflow.moe.config import ModelConfig
 from counterflow.moe.draw import draw
-from counterflow.moe.grouped import grouped_linear
+from counterflow.moe.grouped import few_rows, grouped_linear
+from counterflow.moe.kernels import kernels_run
 
 
 class SharedExpert(nn.Module):
@@ -45,7 +46,11 @@ class RoutedExperts(nn.Module):
 
     def forward(self, rows: Tensor, ends: Tensor) -> Tensor:
         """``rows`` [rows, hidden], those for slot 0 first; ``ends``, int32 [slots], says behind which row each ends."""
-        return grouped_linear(gated(grouped_linear(rows, self.gate_up, ends)), self.down, ends)
+        if not few_rows(rows, self.gate_up, self.down):
+            return grouped_linear(gated(grouped_linear(rows, self.gate_up, ends)), self.down, ends)
+        from counterflow.moe.grouped_kernel import product_by_kernel
+
+        return product_by_kernel(product_by_kernel(rows, self.gate_up, ends, gated=True), self.down, ends, gated=False)
 
     def slots(self) -> list[list[Tensor]]:
         """The weights in each slot, as they are in memory: what a ``Migration`` copies experts into."""
@@ -54,5 +59,9 @@ class RoutedExperts(nn.Module):
 
 def gated(x: Tensor) -> Tensor:
     """The first half of the features [..., 2 width] opens the second: [..., width]."""
+    if x.dtype == torch.bfloat16 and kernels_run(x):
+        from counterflow.moe.rows_kernel import gate_by_kernel
+
+        return gate_by_kernel(x)
     gate, up = x.chunk(2, dim=-1)
     return F.silu(gate) * up

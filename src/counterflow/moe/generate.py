@@ -28,7 +28,7 @@ def generate(
 
     Raises:
         ModelError: the model is not a whole decoder, a prompt is no row of its tokens, fewer than one token was asked
-            for, or ranks were asked for different numbers of them.
+            for, ranks were asked for different numbers of them, or another rank refuses what it was given.
 
     Example:
         >>> from counterflow.moe import PRESETS, stage
@@ -38,15 +38,19 @@ def generate(
         >>> tokens.shape, bool((tokens == generate(model, [[1, 2, 3], [4, 5]], 6, overlap=False)).all())
         (torch.Size([2, 6]), True)
     """
-    if type(new_tokens) is not int or new_tokens < 1:
-        raise ModelError(f"new_tokens is {new_tokens!r}; it has to be a whole number of at least 1")
-    if not prompts:
-        raise ModelError("there are no prompts; give at least one")
     decoder = Decoder.of(model)
-    asked = decoder.all_say([new_tokens, overlap and len(prompts) > 1])
+    refusal, lengths = None, []
+    try:
+        if type(new_tokens) is not int or new_tokens < 1:
+            raise ModelError(f"new_tokens is {new_tokens!r}; it has to be a whole number of at least 1")
+        if not prompts:
+            raise ModelError("there are no prompts; give at least one")
+        lengths = [len(decoder.row_of(prompt)) for prompt in prompts]
+    except ModelError as error:
+        refusal = error
+    asked = decoder.all_say([0 if refusal else new_tokens, overlap and len(prompts) > 1], refusal)
     if {tokens for tokens, _ in asked} != {new_tokens}:
         raise ModelError(f"the ranks were asked for {[tokens for tokens, _ in asked]} new tokens; ask all for as many")
-    lengths = [len(prompt) for prompt in prompts]
     cache = LatentCache(decoder.config, len(prompts), max(lengths) + new_tokens, decoder.dtype, decoder.device)
     first = prefill(model, prompts, cache, overlap).argmax(-1)
     positions = torch.tensor(lengths, device=decoder.device)

@@ -19,10 +19,10 @@ def kernels_run(tensor: Tensor) -> bool:
     return tensor.is_cuda and not torch.is_grad_enabled() and triton_is_there()
 
 
-def choosing_pays(scores: Tensor, config: ModelConfig) -> bool:
-    """Whether one kernel chooses the experts for ``scores`` [tokens, experts]."""
-    fits = is_power_of_two(config.experts) and is_power_of_two(config.groups) and scores.dtype == torch.float32
-    return fits and len(scores) <= FEW and kernels_run(scores)
+def choosing_pays(logits: Tensor, config: ModelConfig) -> bool:
+    """Whether one kernel chooses the experts for ``logits`` [tokens, experts]."""
+    fits = is_power_of_two(config.experts) and is_power_of_two(config.groups) and logits.dtype != torch.float64
+    return fits and len(logits) <= FEW and kernels_run(logits)
 
 
 def sorting_pays(numbers: Tensor) -> bool:
@@ -38,6 +38,12 @@ def arriving_pays(counts: Tensor, rows: int) -> bool:
 def is_power_of_two(number: int) -> bool:
     """As the sides of a kernel's tiles have to be."""
     return number > 0 and number & (number - 1) == 0
+
+
+@cache
+def copies_tiles(device: torch.device) -> bool:
+    """Whether multiprocessors of this GPU have an engine that copies tiles."""
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @cache

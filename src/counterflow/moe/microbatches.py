@@ -84,11 +84,22 @@ class Decoder:
         run(_plan(pattern, *(program.steps for program in programs)), *programs)
         return [program.output for program in programs]
 
-    def all_say(self, numbers: Sequence[int]) -> list[list[int]]:
-        """The ``numbers`` of every rank among which the experts are divided; all of them have to ask."""
-        own = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+    def all_say(self, numbers: Sequence[int], refusal: ModelError | None) -> list[list[int]]:
+        """The ``numbers`` of every rank among which the experts are divided; all of them have to ask.
+
+        Raises:
+            ModelError: the ``refusal`` of what this rank was given, or that another rank has one: so none waits for it.
+        """
+        own = torch.tensor([refusal is not None, *numbers], dtype=torch.int64, device=self.device)
         told: list[list[int]] = self.exchange.counts(own.repeat(self.exchange.num_ranks, 1)).tolist()
-        return told
+        if refusal is not None:
+            raise refusal
+        refused = [rank for rank, (no, *_) in enumerate(told) if no]
+        if refused:
+            raise ModelError(
+                f"rank {refused[0]} of {len(told)} refused its prompts, so no rank computes; see its error"
+            )
+        return [rest for _, *rest in told]
 
 
 @lru_cache(maxsize=8)

@@ -165,7 +165,8 @@ def prefill(
 
     ``model`` is a whole decoder, a prompt a row of tokens; prompt i becomes request i of ``cache``. With ``overlap``
     they go in the two micro-batches of ``split_prompts`` by the PREFILL plan, else in one. Ranks that share experts
-    call this together, each with prompts of its own; if one of them cannot make two micro-batches, all make one.
+    call this together, each with prompts of its own; if one of them cannot make two micro-batches, all make one, and
+    if one refuses its prompts, all raise.
 
     Raises:
         ModelError: the model is not a whole decoder, a prompt is no row of its tokens, or the cache is too small.
@@ -180,11 +181,20 @@ def prefill(
         torch.Size([2, 256])
     """
     decoder = Decoder.of(model)
-    rows = [decoder.row_of(prompt) for prompt in prompts]
-    halves: tuple[Parts, ...] = split_prompts([len(row) for row in rows], decoder.config)
-    said = decoder.all_say([overlap and bool(halves[1])])
+    rows: list[Tensor] = []
+    whole: Parts = ()
+    halves: tuple[Parts, ...] = ((), ())
+    refusal = None
+    try:
+        rows = [decoder.row_of(prompt) for prompt in prompts]
+        whole = tuple(Part(request, 0, len(row)) for request, row in enumerate(rows))
+        Prefill(cache, whole)  # refuses what does not fit
+        halves = split_prompts([part.count for part in whole], decoder.config)
+    except ModelError as error:
+        refusal = error
+    said = decoder.all_say([overlap and bool(halves[1])], refusal)
     if not all(two for (two,) in said):
-        halves = (tuple(Part(request, 0, len(row)) for request, row in enumerate(rows)),)
+        halves = (whole,)
     logits = torch.cat(decoder.outputs(PREFILL, [_microbatch(decoder, rows, parts, cache) for parts in halves]))
     order = [part.request for parts in halves for part in parts if _ends(part, rows)]
     by_request = torch.empty_like(logits)

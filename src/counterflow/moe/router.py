@@ -36,11 +36,11 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The weights and the numbers of the experts of ``x`` [tokens, hidden], both [tokens, k]."""
         logits = F.linear(x, self.weight)
-        scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
-        if choosing_pays(scores, self.config):
+        if choosing_pays(logits, self.config):
             from counterflow.moe.routing_kernel import choose_by_kernel
 
-            return choose_by_kernel(scores, self.bias, self.counts, self.config, x.dtype, balanced=self.balanced)
+            return choose_by_kernel(logits, self.bias, self.counts, self.config, x.dtype, balanced=self.balanced)
+        scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
         chosen = self.choose(scores.detach() + self.bias)
         if self.balanced:
             chosen = in_turn(len(x), self.config.top_k, self.config.experts, x.device)

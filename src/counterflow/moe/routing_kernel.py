@@ -21,7 +21,7 @@ _BLOCK, _CHUNK = 16, 256
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def choosing_kernel(
-    scores, bias, best, sent, weights, counts, scaling,
+    logits, bias, best, sent, weights, counts, scaling,
     EXPERTS: tl.constexpr, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, TOP_K: tl.constexpr, PLACES: tl.constexpr,
     BALANCED: tl.constexpr,
 ):  # fmt: skip
@@ -29,7 +29,8 @@ def choosing_kernel(
     token = tl.program_id(0)
     expert, group, place = tl.arange(0, EXPERTS), tl.arange(0, GROUPS), tl.arange(0, PLACES)
     lowest = float("-inf")
-    ranked = tl.load(scores + token * EXPERTS + expert) + tl.load(bias + expert).to(tl.float32)
+    scores = tl.sigmoid(tl.load(logits + token * EXPERTS + expert).to(tl.float32))
+    ranked = scores + tl.load(bias + expert).to(tl.float32)
     grouped = tl.reshape(ranked, [GROUPS, EXPERTS // GROUPS])
     worth = tl.max(grouped, 1)
     if EXPERTS > GROUPS:
@@ -50,7 +51,7 @@ def choosing_kernel(
     if BALANCED:
         chosen = (token * TOP_K + place) % EXPERTS
         tl.store(sent + out, chosen.to(tl.int64), mask=real)
-    own = tl.load(scores + token * EXPERTS + chosen, mask=real, other=0.0)
+    own = tl.sigmoid(tl.load(logits + token * EXPERTS + chosen, mask=real, other=float("-inf")).to(tl.float32))
     tl.store(weights + out, (own / tl.sum(own, 0) * scaling).to(weights.dtype.element_ty), mask=real)
     tl.atomic_add(counts + chosen, tl.full([PLACES], 1, tl.int64), mask=real)
 
@@ -126,18 +127,18 @@ def arriving_kernel(
 
 
 def choose_by_kernel(
-    scores: Tensor, bias: Tensor, counts: Tensor, config: ModelConfig, dtype: torch.dtype, *, balanced: bool
+    logits: Tensor, bias: Tensor, counts: Tensor, config: ModelConfig, dtype: torch.dtype, *, balanced: bool
 ) -> tuple[Tensor, Tensor]:
-    """The weights, in ``dtype``, and the numbers of the experts for ``scores`` [tokens, experts], both [tokens, k].
+    """The weights, in ``dtype``, and the numbers of the experts for ``logits`` [tokens, experts], both [tokens, k].
 
     ``counts`` [experts] grows by the tokens that are sent to each.
     """
-    tokens = len(scores)
-    best = torch.empty(tokens, config.top_k, dtype=torch.int64, device=scores.device)
+    tokens = len(logits)
+    best = torch.empty(tokens, config.top_k, dtype=torch.int64, device=logits.device)
     sent = torch.empty_like(best) if balanced else best
-    weights = torch.empty(tokens, config.top_k, dtype=dtype, device=scores.device)
+    weights = torch.empty(tokens, config.top_k, dtype=dtype, device=logits.device)
     choosing_kernel[(tokens,)](
-        scores, bias, best, sent, weights, counts, config.routed_scaling,
+        logits, bias, best, sent, weights, counts, config.routed_scaling,
         EXPERTS=config.experts, GROUPS=config.groups, TOP_GROUPS=config.top_groups, TOP_K=config.top_k,
         PLACES=triton.next_power_of_2(config.top_k), BALANCED=balanced, num_warps=1,
     )  # fmt: skip

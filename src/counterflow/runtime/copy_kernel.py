@@ -5,9 +5,10 @@ import triton  # type: ignore[import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
-_WORDS, _WARPS = 4096, 16
-PIECES_AWAY = 2
-"""So many pieces of a block are in host memory at a time: while one leaves, an earlier one comes back."""
+_WARPS = 32
+"""So large that no more than two blocks get into one multiprocessor, which alone could not fill the wire."""
+_AWAY = 4
+"""So many pieces of a block have room in host memory; one comes back while the next one leaves."""
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -34,7 +35,12 @@ def loopback_kernel(source, target, host, abroad, BLOCK: tl.constexpr, AWAY: tl.
 
 def host_bytes(ctas: int) -> int:
     """How much pinned memory ``carry`` needs."""
-    return ctas * PIECES_AWAY * _WORDS * 8
+    return ctas * _AWAY * _words(ctas) * 8
+
+
+def _words(ctas: int) -> int:
+    """Of a piece: together just enough to fill the wire, for more on their way to the host delay everyone's memory."""
+    return 1 << (8191 // ctas).bit_length()  # a power of 2, for a tile
 
 
 def carry(target: Tensor, source: Tensor, host: Tensor, ctas: int) -> None:
@@ -43,4 +49,4 @@ def carry(target: Tensor, source: Tensor, host: Tensor, ctas: int) -> None:
     All are flat, of bytes, and of a multiple of 8.
     """
     words = [tensor.view(torch.int64) for tensor in (source, target, host)]
-    loopback_kernel[(ctas,)](*words, len(words[0]), BLOCK=_WORDS, AWAY=PIECES_AWAY, num_warps=_WARPS)
+    loopback_kernel[(ctas,)](*words, len(words[0]), BLOCK=_words(ctas), AWAY=_AWAY, num_warps=_WARPS)

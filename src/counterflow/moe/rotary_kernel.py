@@ -13,36 +13,48 @@ _ROWS = 16
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def turning_kernel(
-    x, positions, rates, turned, rows, heads, count, stride, direction,
+def turned_pairs(values, angle, direction, ROWS: tl.constexpr, TURNED: tl.constexpr):
+    """``values`` [rows, turned], in float32, each pair turned by its ``angle`` [rows, turned / 2]."""
+    cosine, sine = tl.cos(angle), tl.sin(angle) * direction
+    left, right = tl.split(tl.reshape(values, [ROWS, TURNED // 2, 2]))
+    return tl.reshape(tl.join(left * cosine - right * sine, left * sine + right * cosine), [ROWS, TURNED])
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def rotary_kernel(
+    x, positions, rates, turned, rows, heads, count, stride, out_stride, direction,
     STRAIGHT: tl.constexpr, TURNED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """``ROWS`` rows of ``x``, ``stride`` apart, to rows of ``turned``; row r has position r // heads % count."""
+    """``ROWS`` rows of ``x``, ``stride`` apart, to rows of ``turned``, ``out_stride`` apart.
+
+    Row r has position r // heads % count.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     real = row[:, None] < rows
-    source, out = x + row[:, None] * stride, turned + row[:, None] * (STRAIGHT + TURNED)
+    source, out = x + row[:, None] * stride, turned + row[:, None] * out_stride
     if STRAIGHT > 0:
         feature = tl.arange(0, STRAIGHT)[None, :]
         tl.store(out + feature, tl.load(source + feature, mask=real), mask=real)
     pair, feature = tl.arange(0, TURNED // 2), STRAIGHT + tl.arange(0, TURNED)[None, :]
     position = tl.load(positions + row // heads % count, mask=row < rows, other=0).to(tl.float32)
     angle = position[:, None] * tl.load(rates + pair)[None, :]
-    cosine, sine = tl.cos(angle), tl.sin(angle) * direction
     values = tl.load(source + feature, mask=real, other=0.0).to(tl.float32)
-    left, right = tl.split(tl.reshape(values, [ROWS, TURNED // 2, 2]))
-    both = tl.join(left * cosine - right * sine, left * sine + right * cosine)
-    tl.store(out + feature, tl.reshape(both, [ROWS, TURNED]).to(turned.dtype.element_ty), mask=real)
+    values = turned_pairs(values, angle, direction, ROWS, TURNED)
+    tl.store(out + feature, values.to(turned.dtype.element_ty), mask=real)
 
 
-def turn_by_kernel(x: Tensor, positions: Tensor, rates: Tensor, direction: float) -> Tensor:
-    """``x`` [..., positions, heads, any] with the pairs at the end of each row turned, forward (1) or back (-1)."""
+def turn_by_kernel(x: Tensor, positions: Tensor, rates: Tensor, direction: float, out: Tensor | None = None) -> Tensor:
+    """``x`` [..., positions, heads, any] with the pairs at the end of each row turned, forward (1) or back (-1).
+
+    If given, ``out`` takes it, whose rows follow each other at one distance.
+    """
     heads, width, features = x.shape[-2], x.shape[-1], 2 * len(rates)
     if not _evenly_strided(x):
         x = x.contiguous()
-    turned = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    turned = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     rows = x.numel() // width
-    turning_kernel[(triton.cdiv(rows, _ROWS),)](
-        x, positions, rates, turned, rows, heads, len(positions), _step(x), direction,
+    rotary_kernel[(triton.cdiv(rows, _ROWS),)](
+        x, positions, rates, turned, rows, heads, len(positions), _step(x), _step(turned), direction,
         STRAIGHT=width - features, TURNED=features, ROWS=_ROWS,
     )  # fmt: skip
     return turned

@@ -62,21 +62,22 @@ class _Turned(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, positions: Tensor, features: int, base: float) -> Tensor:
-        from counterflow.moe.turning_kernel import turn_by_kernel
+        from counterflow.moe.rotary_kernel import turn_by_kernel
 
         ctx.save_for_backward(positions)
         ctx.pairs = features, base
-        return turn_by_kernel(x, positions, _kept(features, base, x.device), 1.0)
+        return turn_by_kernel(x, positions, kept_rates(features, base, x.device), 1.0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        from counterflow.moe.turning_kernel import turn_by_kernel
+        from counterflow.moe.rotary_kernel import turn_by_kernel
 
         (positions,), (features, base) = ctx.saved_tensors, ctx.pairs
-        return turn_by_kernel(grads[0], positions, _kept(features, base, positions.device), -1.0), None, None, None
+        return turn_by_kernel(grads[0], positions, kept_rates(features, base, positions.device), -1.0), None, None, None
 
 
 @cache
-def _kept(features: int, base: float, device: torch.device) -> Tensor:
+def kept_rates(features: int, base: float, device: torch.device) -> Tensor:
+    """The same for all time, in float32, for kernels."""
     # Made at the first use, which is never in a graph: the kernel is compiled then.
     return rates(features, base, device, torch.float32)
