@@ -150,7 +150,7 @@ def decode_table(graphs: dict[str, Any]) -> str:
     rows = [
         [
             *(f"{row[key]:.2f}" for key in ("wire_over_compute", "single_ms")),
-            f"{row['pair_ms']:.2f}" + (" in the order of prefill" if row.get("order") == "prefill" else ""),
+            f"{row['pair_ms']:.2f}" + (" in the order of prefill" if row["order"] == "prefill" else ""),
             *(f"{row[key]:.2f}" for key in ("gain", "roofline_gain", "of_the_roofline")),
         ]
         for row in graphs["rows"]
