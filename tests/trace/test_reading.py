@@ -18,7 +18,7 @@ from counterflow import Costs, open_trace, simulate
 from counterflow.errors import TraceError
 from counterflow.schedule import generate
 from counterflow.timeline import write_chrome
-from counterflow.trace import Trace, exposures, open_traces, read, source, whole
+from counterflow.trace import Trace, exposures, open_traces, read, source, ways, whole
 from counterflow.trace.reference import Launch, Range, Work, read_reference
 from counterflow.trace.scan import Opening
 from traces import FORMATTINGS, compact, kernel, kineto, launch, layer, mixed, real_trace, sample, trace, traces
@@ -41,10 +41,10 @@ def written(folder: Path, text: str, name: str = "trace.json") -> Path:
 def in_stretches(path: Path, stretch: int, block: int) -> tuple[list[Work], list[Launch], list[Range]] | None:
     """As several processes read it, one after another; None where the scan does not fit."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read, "STRETCH", stretch)
-        patch.setattr(read, "BLOCK", block)
-        patch.setattr(read, "_pool", lambda most: ThreadPoolExecutor(1))
-        found = read._by_processes(path, path.stat().st_size, read._Taken(None, 0))
+        patch.setattr(ways, "STRETCH", stretch)
+        patch.setattr(ways, "BLOCK", block)
+        patch.setattr(ways, "pool_of", lambda most: ThreadPoolExecutor(1))
+        found = ways._by_processes(path, path.stat().st_size, ways._Taken(None, 0))
     return None if found is None else rows(read._trace(str(path), *found, []))
 
 
@@ -74,7 +74,7 @@ def test_a_trace_in_the_profilers_formatting_is_scanned_in_stretches(tmp_path: P
 
 @pytest.mark.parametrize("formatting", ["kineto", "compact", "indented"])
 def test_a_trace_of_one_formatting_is_never_decoded_in_full(tmp_path: Path, monkeypatch, formatting: str) -> None:
-    monkeypatch.setattr(read, "_in_full", None)
+    monkeypatch.setattr(ways, "_in_full", None)
     path = written(tmp_path, FORMATTINGS[formatting](sample()))
     assert len(open_trace(path).work) == 9
 
@@ -82,7 +82,7 @@ def test_a_trace_of_one_formatting_is_never_decoded_in_full(tmp_path: Path, monk
 @pytest.mark.parametrize("formatting", ["reordered", "mixed"])
 def test_other_formattings_are_decoded_in_full(tmp_path: Path, monkeypatch, formatting: str) -> None:
     path = written(tmp_path, FORMATTINGS[formatting](sample()))
-    monkeypatch.setattr(read, "_in_full", lambda source: 1 / 0)
+    monkeypatch.setattr(ways, "_in_full", lambda source: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         open_trace(path)
 
@@ -112,10 +112,10 @@ def test_an_event_inside_another_ones_arguments_is_none(tmp_path: Path) -> None:
 
 def test_large_plain_files_are_read_by_processes(tmp_path: Path, monkeypatch) -> None:
     path = written(tmp_path, kineto(sample(40)))
-    monkeypatch.setattr(read, "PARALLEL_FROM", 0)
-    monkeypatch.setattr(read, "STRETCH", 4000)
-    monkeypatch.setattr(read, "_may_fork", lambda: True)
-    monkeypatch.setattr(read, "_by_blocks", None)
+    monkeypatch.setattr(ways, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(ways, "STRETCH", 4000)
+    monkeypatch.setattr(ways, "may_fork", lambda: True)
+    monkeypatch.setattr(ways, "_by_blocks", None)
     told: list[tuple[int, int]] = []
     found = open_trace(path, progress=lambda done, total: told.append((done, total)))
     assert rows(found) == read_reference(path)
@@ -128,17 +128,17 @@ def test_where_processes_fail_one_is_enough(tmp_path: Path, monkeypatch, failure
         raise failure
 
     path = written(tmp_path, kineto(sample()))
-    monkeypatch.setattr(read, "PARALLEL_FROM", 0)
-    monkeypatch.setattr(read, "_may_fork", lambda: True)
-    monkeypatch.setattr(read, "_pool", pool)
+    monkeypatch.setattr(ways, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(ways, "may_fork", lambda: True)
+    monkeypatch.setattr(ways, "pool_of", pool)
     assert rows(open_trace(path)) == read_reference(path)
 
 
 def test_processes_that_meet_another_formatting_leave_it_to_full_decoding(tmp_path: Path, monkeypatch) -> None:
     path = written(tmp_path, mixed(sample(40)))
-    monkeypatch.setattr(read, "PARALLEL_FROM", 0)
-    monkeypatch.setattr(read, "STRETCH", 2000)
-    monkeypatch.setattr(read, "_may_fork", lambda: True)
+    monkeypatch.setattr(ways, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(ways, "STRETCH", 2000)
+    monkeypatch.setattr(ways, "may_fork", lambda: True)
     assert rows(open_trace(path)) == read_reference(path)
 
 
@@ -335,7 +335,7 @@ def test_an_empty_folder_and_no_files_are_refused(tmp_path: Path) -> None:
     ["a100_nccl_8ranks", "b200_multimem", "deepseek_train", "kineto_2021_dialect", "mi300_qwen05"],
 )
 def test_real_traces_read_as_the_reference_by_the_scan(name: str, monkeypatch) -> None:
-    monkeypatch.setattr(read, "_in_full", None)
+    monkeypatch.setattr(ways, "_in_full", None)
     path = real_trace(f"{name}.json.gz")
     assert rows(open_trace(path)) == read_reference(path)
     assert Opening.of(gzip.decompress(path.read_bytes())[: 1 << 20]) is not None

@@ -15,7 +15,8 @@ import re
 import numpy as np
 import numpy.typing as npt
 
-from counterflow.trace.events import LAUNCH, NEVER_LAUNCHING, WANTED, Collector, decode_events, lenient_event
+from counterflow.trace.collector import Collector
+from counterflow.trace.events import LAUNCH, NEVER_LAUNCHING, WANTED, decode_events, lenient_event
 from counterflow.trace.whole import MALFORMED
 
 Positions = npt.NDArray[np.int64]

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from counterflow.errors import TraceError
-from counterflow.trace.events import Collector, Event, decode_events, event_of, exact, repaired
+from counterflow.trace.collector import Collector
+from counterflow.trace.events import Event, decode_events, event_of, exact, repaired
 
 MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises at text that is not what it should be."""
