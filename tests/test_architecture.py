@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "moe": PLANS | {"runtime"},
     "demo": PLANS | {"simulator", "trace", "report", "runtime", "moe"},
     "cli": PLANS | {"simulator", "trace", "report", "runtime", "moe", "demo"},
+    "__main__": {"cli"},
 }
 TORCH_ROOMS = {"runtime", "moe", "demo"}
 LEAN_ROOMS = {"runtime", "moe"}  # they run inside other people's training jobs

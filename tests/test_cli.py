@@ -340,6 +340,8 @@ def test_help_lists_the_verbs(out: Run) -> None:
 
 def test_version(out: Run) -> None:
     assert out("--version") == f"counterflow {__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "counterflow", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"counterflow {__version__}\n"
 
 
 def test_help_needs_neither_numpy_nor_rich() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from counterflow.errors import ReportError
 from counterflow.report import line_plot
-from counterflow.report.plot import apart, ticks
+from counterflow.report.plot import HEIGHT, LEFT, TOP, WIDTH, apart, ticks
 from strategies import names
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -125,6 +125,17 @@ def test_any_text_stays_text(title: str, label: str, name: str) -> None:
 def test_one_point_and_no_line_can_be_plotted() -> None:
     assert hovers(plotted([3], {"a": [0]})) == ["a: 3, 0"]
     assert hovers(plotted([3, 4], {})) == []
+
+
+def test_a_mark_is_an_upright_rule_with_its_name_at_its_place() -> None:
+    drawn = ElementTree.fromstring(line_plot("", "", "", [0, 100], {"a": [0, 1]}, marks={"late <b>": 75, "early": 25}))
+    rules = [each.get("d") for each in drawn.iter(f"{SVG}path") if "mark" in each.get("class", "")]
+    assert rules == [f"M{LEFT + WIDTH * share:g} {TOP}v{HEIGHT}" for share in (0.25, 0.75)]
+    named = {each.text: float(each.get("x", "")) for each in drawn.iter(f"{SVG}text")}
+    assert named["early"] > LEFT + WIDTH * 0.25
+    assert named["late <b>"] < LEFT + WIDTH * 0.75
+    with pytest.raises(ReportError, match=re.escape("the mark 'far' is at 101, and x goes from 0 to 100")):
+        line_plot("", "", "", [0, 100], {"a": [0, 1]}, marks={"far": 101})
 
 
 def test_colours_follow_the_viewer_unless_a_theme_is_fixed() -> None:

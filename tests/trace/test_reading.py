@@ -186,6 +186,8 @@ def test_standard_input_reads_as_a_file(tmp_path: Path, monkeypatch, out) -> Non
     with plain.open() as file:
         monkeypatch.setattr(sys, "stdin", file)
         [entry] = json.loads(out("trace", "overlap", "-", "--json"))["traces"]
+        with pytest.raises(TraceError, match="-: nothing came through standard input, which can be read once;"):
+            open_trace("-")
     assert (entry["file"], entry["rank"]) == ("-", 3)
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(TraceError, match="-: there is no standard input; give a file"):

@@ -53,14 +53,21 @@ def plot_sweep(path: Path, title: str, rows: Sequence[Redundancy], policy: str) 
 
 
 def plot_frontier(path: Path, title: str, frontier: Frontier) -> None:
-    """Balancedness over the number of moves."""
+    """Balancedness over the number of moves, and where the knee and the level of the published placement are."""
     from counterflow.report import line_plot
 
     some = sorted({*range(0, len(frontier.moves), -(-len(frontier.moves) // _POINTS)), len(frontier.moves) - 1})
     x = [int(frontier.moves[point]) for point in some]
     columns = {"mean of the layers": frontier.balancedness, "worst layer": frontier.worst}
     lines = {name: [float(column[point]) for point in some] for name, column in columns.items()}
-    _write(path, lambda theme: line_plot(f"Balancedness, {title}", "moves", "balancedness", x, lines, theme=theme))
+    marks = {
+        f"{name}: {counted(int(frontier.moves[point]), 'move')}": float(frontier.moves[point])
+        for name, point in (("knee", frontier.knee), ("as even as published", frontier.as_published))
+    }
+    _write(
+        path,
+        lambda theme: line_plot(f"Balancedness, {title}", "moves", "balancedness", x, lines, marks=marks, theme=theme),
+    )
 
 
 def _write(path: Path, picture: Callable[[Theme | None], str]) -> None:

@@ -33,16 +33,18 @@ def line_plot(
     x: Sequence[float],
     lines: Mapping[str, Sequence[float | None]],
     *,
+    marks: Mapping[str, float] | None = None,
     theme: Theme | None = None,
 ) -> str:
     """The SVG of one line for each name, with a point for each value of ``x``.
 
-    A value of None leaves a hole in its line; a name without any value is told below the plot. Each line is
-    named at its end; hovering over a point tells its name and values. The y axis holds zero, unless all values lie
-    in the upper half of what it would then show.
+    ``marks`` are places on the x axis, each told by an upright rule with its name. A value of None leaves a hole in
+    its line; a name without any value is told below the plot. Each line is named at its end; hovering over a point
+    tells its name and values. The y axis holds zero, unless all values lie in the upper half of what it would then
+    show.
 
     Raises:
-        ReportError: no x, a line of another length, or a number that is not finite.
+        ReportError: no x, a line of another length, a number that is not finite, or a mark beside the x axis.
 
     Example:
         >>> plot = line_plot("bubble", "micro-batches", "µs", [8, 16], {"1f1b": [21, 21], "zb1p": [7, None]})
@@ -51,11 +53,13 @@ def line_plot(
 
     Source: the colours are those of M. Okabe and K. Ito, Color Universal Design (2008).
     """
-    _require_usable(x, lines)
-    return "\n".join(_Plot(x, lines).drawn(title, x_label, y_label, theme)) + "\n"
+    _require_usable(x, lines, marks or {})
+    return "\n".join(_Plot(x, lines, marks or {}).drawn(title, x_label, y_label, theme)) + "\n"
 
 
-def _require_usable(x: Sequence[float], lines: Mapping[str, Sequence[float | None]]) -> None:
+def _require_usable(
+    x: Sequence[float], lines: Mapping[str, Sequence[float | None]], marks: Mapping[str, float]
+) -> None:
     if not x:
         raise ReportError("a plot got no x values; it needs at least one")
     for name, values in {"x": x, **lines}.items():
@@ -64,12 +68,18 @@ def _require_usable(x: Sequence[float], lines: Mapping[str, Sequence[float | Non
         for value in values:
             if value is not None and not isfinite(value):
                 raise ReportError(f"the line {name!r} has the value {value}; give a finite number, or None for a hole")
+    for name, at in marks.items():
+        if not min(x) <= at <= max(x):
+            raise ReportError(f"the mark {name!r} is at {at}, and x goes from {min(x)} to {max(x)}; mark a place there")
 
 
 class _Plot:
-    """The two scales, and the lines with values."""
+    """The two scales, the lines with values, and what is marked."""
 
-    def __init__(self, x: Sequence[float], lines: Mapping[str, Sequence[float | None]]) -> None:
+    def __init__(
+        self, x: Sequence[float], lines: Mapping[str, Sequence[float | None]], marks: Mapping[str, float]
+    ) -> None:
+        self.marks = marks
         self.lines: dict[str, list[Point | None]] = {}
         self.empty = [name for name, values in lines.items() if all(value is None for value in values)]
         for name, values in lines.items():
@@ -104,6 +114,7 @@ class _Plot:
         yield draw_text(LEFT, TOP - 14, y_label, "note")
         yield from self.axes()
         yield draw_text(LEFT + WIDTH / 2, TOP + HEIGHT + 44, x_label, "note tick")
+        yield from self.rules()
         for index, line in enumerate(self.lines.items()):
             yield from self.line(index, *line)
         yield from self.labels()
@@ -121,6 +132,15 @@ class _Plot:
             x, _ = self.at((value, 0))
             yield f'<path class="axis" d="M{px(x)} {TOP + HEIGHT}v6"/>'
             yield draw_text(x, TOP + HEIGHT + 22, _number(value), "note tick")
+
+    def rules(self) -> Iterator[str]:
+        """Every mark; those on the right name themselves to their left, each below the one before."""
+        for index, (name, at) in enumerate(sorted(self.marks.items(), key=lambda mark: mark[1])):
+            x, _ = self.at((at, 0))
+            left = x > LEFT + WIDTH / 2
+            yield f'<path class="axis mark" d="M{px(x)} {TOP}v{HEIGHT}"/>'
+            height = TOP + HEIGHT - 8 - _LINE * (len(self.marks) - 1 - index)
+            yield draw_text(x - 6 if left else x + 6, height, name, "note y" if left else "note")
 
     def pen(self, index: int) -> tuple[str, str]:
         """A line's class and dashes; one equal to an earlier line is dashed, so that both are seen."""
@@ -159,7 +179,7 @@ class _Plot:
 
 _LINES = """
 .y{text-anchor:end}.line{fill:none;stroke-width:2;stroke-linejoin:round}.lead{fill:none;stroke-dasharray:1 3}
-circle:hover{r:6px}
+circle:hover{r:6px}.mark{stroke-dasharray:4 3}
 """
 
 

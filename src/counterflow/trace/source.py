@@ -49,6 +49,8 @@ def rereadable(path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]
             with _flow(path) as pipe:
                 shutil.copyfileobj(pipe, copy, BLOCK)
             copy.flush()
+            if not copy.tell() and os.fspath(path) == STANDARD_INPUT:
+                raise TraceError("nothing came through standard input, which can be read once; give a trace, or a file")
         except OSError as error:
             raise TraceError(
                 f"the pipe cannot be copied to {copy.name} ({error.strerror or error}); write the trace to a file, "
