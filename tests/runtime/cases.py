@@ -5,7 +5,7 @@ the other, in the order in which the pipeline takes them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -61,6 +61,13 @@ class Case:
 
     def loss_fn(self, output: Any, target: Any) -> Tensor:
         return self.loss(output, target) / self.schedule.num_microbatches
+
+    def on(self, device: str) -> "Case":
+        """The same there."""
+        if device == "cpu":
+            return self
+        steps = [Step([x.to(device) for x in s.inputs], [y.to(device) for y in s.targets]) for s in self.steps]
+        return replace(self, steps=steps, make=lambda stage: self.make(stage).to(device))
 
     def stages_of(self, rank: int) -> dict[int, nn.Module]:
         return {stage: self.make(stage) for stage in self.schedule.stages_of(rank)}

@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 
 from counterflow.runtime import launch
 
@@ -24,7 +25,8 @@ def command(script: str, *arguments: object) -> list[str]:
 @contextmanager
 def surroundings() -> Iterator[None]:
     """One thread for each process, and the tests on its path."""
-    with patch.dict(os.environ, PYTHONPATH=str(TESTS), OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"):
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    with patch.dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"):
         yield
 
 
@@ -34,10 +36,17 @@ def run_ranks(script: str, num_ranks: int, folder: Path, *arguments: object, tim
         launch(command(script, folder, *arguments), num_ranks, timeout_s=timeout_s, logs=folder / "logs")
 
 
-def run_cases(names: Sequence[str], num_ranks: int, folder: Path) -> dict[str, dict[int, Any]]:
+def init_process_group(device: str) -> None:
+    """gloo for the CPU; for "cuda" NCCL, with a GPU for each rank."""
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+
+
+def run_cases(names: Sequence[str], num_ranks: int, folder: Path, device: str = "cpu") -> dict[str, dict[int, Any]]:
     """For each case of ``ranks/run_cases.py`` what every rank found."""
-    run_ranks("run_cases", num_ranks, folder, *names)
-    found = [torch.load(folder / f"rank-{rank}.pt") for rank in range(num_ranks)]
+    run_ranks("run_cases", num_ranks, folder, device, *names, timeout_s=60 if device == "cpu" else 180)
+    found = [torch.load(folder / f"rank-{rank}.pt", map_location="cpu") for rank in range(num_ranks)]
     return {name: {rank: results[name] for rank, results in enumerate(found)} for name in names}
 
 

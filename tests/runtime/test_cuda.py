@@ -7,7 +7,7 @@ from torch import nn
 from counterflow import Costs, simulate
 from counterflow.runtime import Pipeline
 from counterflow.schedule import generate
-from runtime.cases import Case, assert_bitwise, block, expected_gradients, gradients_by_rank, ordinary_step
+from runtime.cases import assert_bitwise, expected_gradients, gradients_by_rank, ordinary_case
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 
@@ -20,11 +20,9 @@ SIZES = [
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "-".join(map(str, size)))
 @pytest.mark.parametrize("weight_split", ["linear", "graph"])
 def test_gradients_are_bitwise_those_of_one_process(size: tuple[str, int, int], weight_split: str) -> None:
-    data = ordinary_step(size[2])
-    data = type(data)([x.cuda() for x in data.inputs], [y.cuda() for y in data.targets])
-    case = Case(generate(*size), [data], make=lambda stage: block(stage).cuda(), weight_split=weight_split)
+    case = ordinary_case(*size, weight_split=weight_split).on("cuda")
     pipeline = case.in_process()
-    pipeline.step(data.inputs, data.targets)
+    pipeline.step(case.steps[0].inputs, case.steps[0].targets)
     assert_bitwise(gradients_by_rank(pipeline), expected_gradients(case))
 
 

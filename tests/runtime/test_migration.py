@@ -116,7 +116,7 @@ class Network:
 class Threaded:
     """The face of ProcessGroupTransport; its group is a network and a rank."""
 
-    def __init__(self, group: tuple[Network, int], pairs: object, timeout_s: float) -> None:
+    def __init__(self, group: tuple[Network, int], *_: object) -> None:
         self.network, self.rank = group
         self.num_ranks = GPUS
 
@@ -363,7 +363,7 @@ def test_what_does_not_fit_the_plan_is_refused(experts: dict, extra_bytes: int, 
 def test_gloo_is_not_given_what_would_end_its_peer() -> None:
     plan = plan_migration(Placement([[0, 1, 0]], 2, 1), Placement([[0, 1, 1]], 2, 1))
     slots = [[torch.zeros(3, device="meta")] for _ in range(3)]
-    with pytest.raises(PipelineError, match="rank 0 has experts on meta, which gloo does not carry; use an NCCL group"):
+    with pytest.raises(PipelineError, match="rank 0 has tensors on meta, which gloo does not carry; use an NCCL group"):
         Migration(plan, {0: slots}, extra_bytes=12)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -331,6 +332,16 @@ def test_a_bad_call_is_refused_in_one_sentence(call: Any, sentence: str) -> None
         call()
     assert str(caught.value) == sentence
     assert isinstance(caught.value, CounterflowError)
+
+
+def test_stages_where_the_process_group_carries_nothing_are_refused() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(PipelineError) as caught:
+            Pipeline(generate("1f1b", 1, 3), {0: block(0).to("meta")})
+    finally:
+        dist.destroy_process_group()
+    assert str(caught.value) == "rank 0 has tensors on meta, which gloo does not carry; use an NCCL group"
 
 
 def test_a_schedule_that_would_not_run_is_refused() -> None:

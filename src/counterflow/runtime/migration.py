@@ -34,8 +34,8 @@ class Migration:
     What is on its way lies in ``extra_bytes`` at most, allocated at once and freed at the end; one expert has to fit,
     and more make fewer, longer interruptions. ``reload`` gives the tensors of an expert, for (layer, expert), that the
     plan takes from nowhere. A wait for a peer fails after ``timeout_s``. ``transport`` carries the messages; a
-    subclass can delay or count them. gloo carries experts on the CPU, NCCL those on GPUs; the latter was run with one
-    GPU only.
+    subclass can delay or count them. gloo carries experts on the CPU, NCCL those on GPUs, where NCCL's watchdog ends
+    a rank whose peer died in a transfer, after the process group's own timeout.
 
     A layer serves by ``held`` throughout: what it gives changes in ``advance`` only, on all ranks in the same call.
     When a transfer fails, nothing of its batch is swapped in: the old placement of those experts serves on.
@@ -74,9 +74,10 @@ class Migration:
         if not dist.is_initialized():
             raise PipelineError("a migration needs a process group: call torch.distributed.init_process_group first")
         self.plan, self._experts, self._reload = plan, experts, reload
-        self._transport = transport(group, (), timeout_s)
+        device = self._device()
+        self._transport = transport(group, (), timeout_s, device)
         # A rank waits twice as long for a vote as for an expert: another one may be waiting for an expert meanwhile.
-        self._ballot = transport(group, (), 2 * timeout_s)
+        self._ballot = transport(group, (), 2 * timeout_s, device)
         self.rank, num_ranks = self._transport.rank, self._transport.num_ranks
         if num_ranks != plan.new.num_gpus:
             raise PipelineError(
@@ -88,7 +89,7 @@ class Migration:
         self._next, self._failed = 0, False
         self._held = {layer: plan.held(layer) for layer in range(plan.new.num_layers)}
         most = max(map(self._bytes_taken, self._batches), default=0)
-        self._room = torch.empty(most, dtype=torch.uint8, device=self._device())
+        self._room = torch.empty(most, dtype=torch.uint8, device=device)
         self._agree_on_the_plan(extra_bytes)
 
     @property
@@ -184,19 +185,12 @@ class Migration:
             raise PipelineError(f"experts of layer {lost[0]} have no copy left: say how to load them (reload=)")
 
     def _device(self) -> torch.device:
-        devices = {tensor.device for layer in self.plan.layers for slot in self._experts[layer] for tensor in slot} or {
-            torch.device("cpu")
-        }
+        slots = chain.from_iterable(self._experts.get(layer, ()) for layer in self.plan.layers)
+        devices = {tensor.device for slot in slots for tensor in slot} or {torch.device("cpu")}
         if len(devices) > 1:
             names = " and ".join(sorted(map(str, devices)))
-            raise PipelineError(f"rank {self.rank} has experts on {names}; have all of a rank on one device")
-        device = devices.pop()
-        # A peer that is sent such a tensor over gloo does not get an error: its process ends.
-        if device.type != "cpu" and dist.get_backend(self._transport.group) == "gloo":
-            raise PipelineError(
-                f"rank {self.rank} has experts on {device}, which gloo does not carry; use an NCCL group"
-            )
-        return device
+            raise PipelineError(f"this rank has experts on {names}; have all of a rank on one device")
+        return devices.pop()
 
     def _bytes_of_expert(self, layer: int) -> int:
         return sum(tensor.nbytes for tensor in self._experts[layer][0])

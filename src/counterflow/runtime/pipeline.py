@@ -19,7 +19,7 @@ from counterflow.runtime.graph_split import GraphSplit
 from counterflow.runtime.heartbeat import Heartbeat
 from counterflow.runtime.rank import Equipment, Rank, device_of
 from counterflow.runtime.stage import LossFn
-from counterflow.runtime.transport import InProcessTransport, ProcessGroupTransport, Transport
+from counterflow.runtime.transport import Channel, InProcessTransport, Lane, ProcessGroupTransport, Transport
 from counterflow.runtime.weights import LinearSplit, Split
 from counterflow.runtime.wire import take_apart
 from counterflow.schedule import Post, Schedule, Transfers, check, to_csv
@@ -48,7 +48,8 @@ class Pipeline:
 
     Raises:
         ScheduleError: the schedule would not run.
-        PipelineError: the stages are not those of the rank, or ranks were given different schedules.
+        PipelineError: the stages are not those of the rank or are where the group's backend does not carry tensors, or
+            ranks were given different schedules.
         PeerError: a rank did not come.
 
     Example:
@@ -89,7 +90,7 @@ class Pipeline:
                 f"the process group has {num_ranks} ranks and the schedule {schedule.num_ranks}; make one for the other"
             )
         self._lower(schedule)
-        carrier = transport(group, _pairs(self._transfers["train"]), timeout_s)
+        carrier = transport(group, _channels(self._transfers["train"]), timeout_s, device_of(stages))
         self._man({rank: stages}, loss_fn, carrier, None, weight_split, bucket_bytes)
         self._meet(OneRank(carrier))
 
@@ -329,14 +330,15 @@ class Pipeline:
         self._seen.clear()
 
 
-def _pairs(transfers: Transfers) -> set[tuple[int, int]]:
-    """The ordered pairs of ranks that ever send each other something."""
-    pairs = {pair for holders in transfers.schedule.twins.values() for pair in permutations(holders, 2)}
+def _channels(transfers: Transfers) -> set[Channel]:
+    """What this schedule sends over: from rank to rank, and between twins."""
+    holders = transfers.schedule.twins.values()
+    channels = {(Lane.TWINS, *pair) for ranks in holders for pair in permutations(ranks, 2)}
     for program in transfers.programs:
         for instruction in program:
             if isinstance(instruction, Post):
-                pairs |= {(transfer.source, transfer.target) for transfer in instruction.transfers}
-    return pairs
+                channels |= {(Lane.PIPELINE, t.source, t.target) for t in instruction.transfers}
+    return channels
 
 
 def _labels(schedule: Schedule, rank: int) -> list[tuple[str, str]]:

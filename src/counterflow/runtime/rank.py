@@ -93,6 +93,6 @@ def _stage(index: int, module: nn.Module, split: type[Split]) -> Stage:
 def device_of(modules: Mapping[int, nn.Module]) -> torch.device:
     """Where the stages live; activations arrive there."""
     for module in modules.values():
-        for parameter in module.parameters():
-            return parameter.device
+        for tensor in (*module.parameters(), *module.buffers()):
+            return tensor.device
     return torch.device("cpu")

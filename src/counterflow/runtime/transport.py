@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
@@ -19,9 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from counterflow.errors import PeerError
+from counterflow.errors import PeerError, PipelineError
 from counterflow.runtime.wire import Leaf
 from counterflow.schedule import Transfer
+
+_CPU = torch.device("cpu")
 
 
 class Lane(IntEnum):
@@ -31,6 +34,10 @@ class Lane(IntEnum):
     HEADER = 1
     TWINS = 2
     EXPERTS = 3
+
+
+Channel = tuple[Lane, int, int]
+"""A lane from one rank to another."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,8 @@ class InProcessTransport:
     """All ranks in one process, on any device: a message is a copy, made when both sides have posted it."""
 
     def __init__(self) -> None:
-        self._sends: dict[tuple[Lane, int, int], deque[_Copy]] = {}
-        self._receives: dict[tuple[Lane, int, int], deque[_Copy]] = {}
+        self._sends: dict[Channel, deque[_Copy]] = {}
+        self._receives: dict[Channel, deque[_Copy]] = {}
 
     def send(self, message: Message, tensors: list[Tensor]) -> Handle:
         """Start sending."""
@@ -98,8 +105,8 @@ class InProcessTransport:
         self,
         message: Message,
         tensors: list[Tensor],
-        ours: dict[tuple[Lane, int, int], deque[_Copy]],
-        theirs: dict[tuple[Lane, int, int], deque[_Copy]],
+        ours: dict[Channel, deque[_Copy]],
+        theirs: dict[Channel, deque[_Copy]],
     ) -> _Copy:
         key = message.lane, message.source, message.target
         mine = _Copy(message, tensors)
@@ -133,31 +140,68 @@ class ProcessGroupTransport:
     """One rank for each process of a ``torch.distributed`` group: gloo, or NCCL by the same code.
 
     gloo keeps the lanes apart by tags. NCCL has no tags, and one queue for each communicator, in which a receive
-    posted early would hold up a send posted later; so every lane of every ordered pair gets a communicator of
-    its own, and headers, which live on the CPU, go over a gloo group beside it.
+    posted early would hold up a send posted later; so each of ``channels``, a lane of an ordered pair of ranks, gets a
+    communicator of its own, and headers, which live on the CPU, go over a gloo group beside it. What is sent lives on
+    ``device``.
+
+    Raises:
+        PipelineError: the group's backend does not carry tensors of that device.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, pairs: Iterable[tuple[int, int]], timeout_s: float) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None,
+        channels: Iterable[Channel],
+        timeout_s: float,
+        device: torch.device = _CPU,
+    ) -> None:
         world = dist.group.WORLD
         assert world is not None, "the caller has seen to it that torch.distributed is initialised"
         self.group = group if group is not None else world
         self.rank, self.num_ranks = dist.get_rank(self.group), dist.get_world_size(self.group)
+        backend = self._backend_for(device)
         timeout = timedelta(seconds=timeout_s)
-        gloo = dist.get_backend(self.group) == "gloo"
         # On NCCL a wait with a timeout blocks the host; there the group's own watchdog keeps the time.
-        self._wait_timeout = timeout if gloo else None
+        self._wait_timeout = timeout if backend == "gloo" else None
         self.control: dist.ProcessGroup = self.group
-        self._pair_groups: dict[tuple[Lane, int, int], dist.ProcessGroup] = {}
-        if not gloo:
-            members = dist.get_process_group_ranks(self.group)
+        self._groups: dict[Channel, dist.ProcessGroup] = {}
+        if backend != "gloo":
+            self._divide(backend, sorted(channels), timeout)
+            self._connect(device)
+
+    def _backend_for(self, device: torch.device) -> str:
+        """The one of the group's backends that carries tensors of ``device``."""
+        backends = dict(part.split(":") for part in dist.get_backend_config(self.group).split(","))
+        backend = backends.get(device.type)
+        # gloo says that it takes them, and when it is sent one its peer's process ends.
+        if backend is None or (backend == "gloo" and device.type != "cpu"):
+            name, remedy = dist.get_backend(self.group), "use a gloo" if device.type == "cpu" else "use an NCCL"
+            raise PipelineError(
+                f"rank {self.rank} has tensors on {device}, which {name} does not carry; {remedy} group"
+            )
+        return backend
+
+    def _divide(self, backend: str, channels: Sequence[Channel], timeout: timedelta) -> None:
+        """A group for each channel that ends at this rank, and one for what lives on the CPU."""
+        members = dist.get_process_group_ranks(self.group)
+        with _groups_of_their_own():
             self.control = dist.new_group(members, timeout=timeout, backend="gloo", use_local_synchronization=True)
-            for source, target in sorted(pairs):
+            for lane, source, target in channels:
                 if self.rank in (source, target):
                     ranks = sorted((members[source], members[target]))
-                    for lane in (Lane.PIPELINE, Lane.TWINS):
-                        self._pair_groups[lane, source, target] = dist.new_group(
-                            ranks, timeout, dist.get_backend(self.group), use_local_synchronization=True
-                        )
+                    self._groups[lane, source, target] = dist.new_group(
+                        ranks, timeout, backend, use_local_synchronization=True
+                    )
+
+    def _connect(self, device: torch.device) -> None:
+        """A first message over every communicator, in one order on all ranks.
+
+        NCCL makes a communicator when it is first used, and until the other rank uses it too the host waits. Two ranks
+        that began by sending to each other would wait for ever.
+        """
+        for lane, source, target in self._groups:
+            side = self.send if source == self.rank else self.receive
+            side(Message(lane, source, target, "a first message"), [torch.zeros(1, device=device)]).wait()
 
     def send(self, message: Message, tensors: list[Tensor]) -> Handle:
         """Start sending."""
@@ -184,7 +228,7 @@ class ProcessGroupTransport:
     def _group_of(self, message: Message) -> dist.ProcessGroup:
         if message.lane is Lane.HEADER:
             return self.control
-        return self._pair_groups.get((message.lane, message.source, message.target), self.group)
+        return self._groups.get((message.lane, message.source, message.target), self.group)
 
     def gather(self, numbers: list[int], what: str) -> list[list[int]]:
         """The same few numbers of every rank, by rank; also a meeting of all ranks.
@@ -241,6 +285,21 @@ class _Works:
                     f"{len(self._works)} ({tensor}): rank {self._peer} died or stalled ({_reason(error)})"
                 ) from error
         self._tensors = []
+
+
+@contextmanager
+def _groups_of_their_own() -> Iterator[None]:
+    """Groups that are made in here are set up by their members alone.
+
+    Those of a world that was bound to a device are split from it otherwise, which every rank of it has to join.
+    """
+    world = dist.group.WORLD
+    assert world is not None, "torch.distributed is initialised"
+    device, world.bound_device_id = world.bound_device_id, None
+    try:
+        yield
+    finally:
+        world.bound_device_id = device
 
 
 def _reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Train until something goes wrong: ``fail.py FOLDER HOW GENERATOR TIMEOUT_S``.
+"""Train until something goes wrong: ``fail.py FOLDER HOW GENERATOR TIMEOUT_S [DEVICE]``.
 
 In its second step the rank in the middle fails HOW: raise, kill, stop or sleep in the forward of its third
 micro-batch; stay away or leave between steps; never arrive, or crash, before its pipeline is built. With
@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from counterflow.runtime import Pipeline
-from runtime.cases import block, ordinary_case
+from runtime.cases import ordinary_case
+from runtime.processes import init_process_group
 
 MICROBATCHES = {"1f1b": 6, "dualpipe": 8}
 
@@ -49,20 +49,20 @@ def failure(folder: Path, how: str) -> None:
             sys.exit(0)
 
 
-def main(folder_name: str, how: str, generator: str, timeout_s: str) -> None:
+def main(folder_name: str, how: str, generator: str, timeout_s: str, device: str = "cpu") -> None:
     torch.set_num_threads(1)
     folder = Path(folder_name)
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     (folder / f"pid-{rank}").write_text(str(os.getpid()), encoding="utf-8")
     the_one = rank == num_ranks // 2
-    dist.init_process_group("gloo")
+    init_process_group(device)
     if the_one and how in ("crash", "never arrive"):
         failure(folder, how)
-    case = ordinary_case(generator, num_ranks, MICROBATCHES[generator])
+    case = ordinary_case(generator, num_ranks, MICROBATCHES[generator]).on(device)
     stages = case.stages_of(rank)
     if the_one and how in ("raise", "kill", "stop", "sleep"):
         at = sum(part.stage == 1 and part.kind == "F" for action in case.schedule.rows[rank] for part in action.parts)
-        stages[1] = Failing(block(1), at + 3, lambda: failure(folder, how))
+        stages[1] = Failing(stages[1], at + 3, lambda: failure(folder, how))
     pipeline = Pipeline(case.schedule, stages, case.loss_fn, timeout_s=float(timeout_s))
     data = case.steps[0]
     pipeline.step(data.inputs, data.targets)

@@ -1,4 +1,7 @@
-"""One rank of cases over gloo: ``run_cases.py FOLDER CASE...``; what it found goes to ``rank-r.pt``."""
+"""One rank of cases: ``run_cases.py FOLDER DEVICE CASE...``; what it found goes to ``rank-r.pt``.
+
+Over gloo on the CPU; on "cuda" over NCCL, rank r on GPU r.
+"""
 
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ import torch.distributed as dist
 
 from counterflow.runtime import Pipeline
 from runtime.cases import Case, gradients_of, named_case
+from runtime.processes import init_process_group
 
 
 def run(case: Case) -> dict[str, Any]:
@@ -29,10 +33,10 @@ def run(case: Case) -> dict[str, Any]:
     }
 
 
-def main(folder: str, *names: str) -> None:
+def main(folder: str, device: str, *names: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    found = {name: run(named_case(name)) for name in names}
+    init_process_group(device)
+    found = {name: run(named_case(name).on(device)) for name in names}
     torch.save(found, Path(folder) / f"rank-{dist.get_rank()}.pt")
     dist.destroy_process_group()
 
