@@ -64,4 +64,4 @@ def run_ranks(script: str, num_ranks: int, folder: Path, *arguments: object) -> 
     command = [sys.executable, "-m", f"moe.ranks.{script}", str(folder), *map(str, arguments)]
     with surroundings():
         launch(command, num_ranks, timeout_s=60, logs=folder / "logs")
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(num_ranks)]
+    return [torch.load(folder / f"rank-{rank}.pt", map_location="cpu") for rank in range(num_ranks)]

@@ -3,57 +3,67 @@
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterflow.moe import balance_routing
 from moe.models import TINY, any_placement, tokens, whole
-from moe.ranks.spread import RANKS, data
+from moe.ranks.spread import data
 from moe.spreading import assert_close, gradients, next_token_loss, run_ranks, summed
 
-Found = list[dict[str, Any]]
+Found = tuple[str, list[dict[str, Any]]]
+"""Where it was computed, and what each rank found."""
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """What four processes found."""
-    return run_ranks("spread", RANKS, tmp_path_factory.mktemp("spread"))
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs two GPUs, and torch sees fewer here")
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=TWO_GPUS)])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What four processes found over gloo, and two over NCCL."""
+    num_ranks = 4 if request.param == "cpu" else 2
+    return request.param, run_ranks("spread", num_ranks, tmp_path_factory.mktemp("spread"), request.param)
 
 
 @pytest.mark.parametrize("placement", ["evenly", "replicated"])
-def test_four_ranks_have_the_outputs_and_gradients_of_one(found: Found, placement: str) -> None:
-    alone = whole()
-    for rank, results in enumerate(found):
-        x = data(rank)
+def test_ranks_have_the_outputs_and_gradients_of_one(found: Found, placement: str) -> None:
+    device, ranks = found
+    alone = whole(device=device)
+    for rank, results in enumerate(ranks):
+        x = data(rank).to(device)
         logits = alone(x)
         (next_token_loss(logits, x) if len(x) else logits.sum()).backward()
-        assert_close(results[placement]["logits"], logits)
-    assert_close(summed(results[placement]["gradients"] for results in found), gradients([alone]))
+        assert_close(results[placement]["logits"], logits.cpu())
+    expected = {name: grad.cpu() for name, grad in gradients([alone]).items()}
+    assert_close(summed(results[placement]["gradients"] for results in ranks), expected)
 
 
 def test_every_rank_counts_the_tokens_that_it_sends(found: Found) -> None:
-    for rank, results in enumerate(found):
+    for rank, results in enumerate(found[1]):
         sent = data(rank).numel() * TINY.top_k
         assert results["replicated"]["counts"].sum(1).tolist() == [sent, sent]
 
 
 def test_balanced_ranks_tell_each_other_no_sizes_and_have_the_outputs_of_one(found: Found) -> None:
-    alone = whole()
+    device, ranks = found
+    alone = whole(device=device)
     balance_routing([alone])
-    for rank, results in enumerate(found):
-        assert_close(results["balanced"]["logits"], alone(tokens(2, 8, seed=rank)).detach())
+    for rank, results in enumerate(ranks):
+        assert_close(results["balanced"]["logits"], alone(tokens(2, 8, seed=rank).to(device)).detach().cpu())
         assert results["balanced"]["told"] == 0
         assert results["balanced"]["counts"].unique().tolist() == [2 * 8 * TINY.top_k // TINY.experts]
 
 
 def test_a_model_answers_the_same_while_its_experts_move(found: Found) -> None:
-    alone = whole()
-    for rank, results in enumerate(found):
+    device, ranks = found
+    alone = whole(device=device)
+    for rank, results in enumerate(ranks):
         moved = results["migrated"]
         assert moved["moves"] > 0
         assert len(moved["answers"]) > 2
         for answer in moved["answers"]:
-            assert_close(answer, alone(data(rank)).detach())
+            assert_close(answer, alone(data(rank).to(device)).detach().cpu())
 
 
 @given(seed=st.integers(0, 2**32))

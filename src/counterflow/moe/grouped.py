@@ -98,8 +98,8 @@ def weight_products(grad: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
 
 
 def has_kernel(rows: Tensor) -> bool:
-    """Whether one kernel does all groups."""
-    return rows.is_cuda and rows.dtype == torch.bfloat16
+    """Whether one kernel does all groups; it takes at least one row."""
+    return rows.is_cuda and rows.dtype == torch.bfloat16 and len(rows) > 0
 
 
 def _parts(rows: Tensor, ends: Tensor) -> list[Tensor]:

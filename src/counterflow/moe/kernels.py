@@ -26,13 +26,13 @@ def choosing_pays(logits: Tensor, config: ModelConfig) -> bool:
 
 
 def sorting_pays(numbers: Tensor) -> bool:
-    """Whether one kernel that compares all with all sorts ``numbers``."""
-    return numbers.numel() <= FEW and kernels_run(numbers)
+    """Whether one kernel that compares all with all sorts ``numbers``; there have to be any."""
+    return 0 < numbers.numel() <= FEW and kernels_run(numbers)
 
 
 def arriving_pays(counts: Tensor, rows: int) -> bool:
-    """Whether one kernel that compares ``rows`` rows with all ``counts`` sorts the rows."""
-    return rows <= FEW and 4 * counts.numel() <= FEW and kernels_run(counts)
+    """Whether one kernel that compares ``rows`` rows with all ``counts`` sorts the rows; there have to be any."""
+    return 0 < rows <= FEW and 4 * counts.numel() <= FEW and kernels_run(counts)
 
 
 def is_power_of_two(number: int) -> bool:
