@@ -81,6 +81,11 @@ def test_the_launcher_loses_patience_before_the_others_do(how: str, tmp_path: Pa
     ]
 
 
+def test_a_stalled_rank_is_named_and_not_one_that_ends_meanwhile(tmp_path: Path) -> None:
+    first, _ = verdict(2, tmp_path, "stop_while_another_ends", 6, timeout_s=2, within_s=2 + 6)
+    assert re.fullmatch(r"rank 1 stalled \d+\.\d s ago, between steps; the job was ended", first)
+
+
 def test_twins_that_add_up_their_gradients_name_each_other(tmp_path: Path) -> None:
     first, *others = verdict(
         4, tmp_path, "fail_among_twins", "dualpipe/4/8", 1, "kill", 20, timeout_s=PATIENCE_S, within_s=0

@@ -230,17 +230,19 @@ def _watch(ranks: list[_Rank], store: TCPStore, timeout_s: float, poll: Callable
         time.sleep(_POLL_S)
     if all(rank.process.poll() == 0 for rank in ranks):
         return
+    # Now, for those that hang on a stalled one may be ended by their own watchdogs before it is judged.
+    stalled = [] if any(rank.failed for rank in ranks) else [rank for rank in ranks if rank.stalled(timeout_s)]
     broke_s = time.monotonic()
     while time.monotonic() < broke_s + (_END_S if any(rank.ending for rank in ranks) else _GRACE_S):
         for rank in ranks:
             rank.hear(store)
         time.sleep(_POLL_S)
-    raise LaunchError(_verdict(ranks))
+    raise LaunchError(_verdict(ranks, stalled))
 
 
-def _verdict(ranks: list[_Rank]) -> str:
+def _verdict(ranks: list[_Rank], stalled: list[_Rank]) -> str:
     """Who failed first, in the first line, and what the others were doing in the next ones."""
-    culprit = _first_to_fail(ranks)
+    culprit = min(stalled, key=lambda rank: rank.still_since_s) if stalled else _first_to_fail(ranks)
     lines = [f"rank {culprit.index} {culprit.how()}, {culprit.where()}; the job was ended"]
     for rank in ranks:
         if rank is not culprit:

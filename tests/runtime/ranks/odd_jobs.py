@@ -137,8 +137,24 @@ def end_well(folder: Path, seconds: str) -> None:
         time.sleep(float(seconds))
 
 
+def stop_while_another_ends(folder: Path, seconds: str) -> None:
+    """Rank 0 is done and takes long to end, as one does whose GPU waits for another's; then rank 1 is stopped."""
+    case = named_case("1f1b/2/3")
+    pipeline = Pipeline(case.schedule, case.stages_of(dist.get_rank()), case.loss_fn, timeout_s=30)
+    pipeline.step(case.steps[0].inputs, case.steps[0].targets)
+    if dist.get_rank() == 0:
+        atexit.register(time.sleep, float(seconds))
+        return
+    time.sleep(1)
+    failure(folder, "stop")
+
+
 JOBS = {
-    job.__name__: job for job in (fail_in, fail_among_twins, two_pipelines_and_an_onlooker, raise_and_linger, end_well)
+    job.__name__: job
+    for job in (
+        *(fail_in, fail_among_twins, two_pipelines_and_an_onlooker, raise_and_linger, end_well),
+        stop_while_another_ends,
+    )
 }
 
 
