@@ -2,20 +2,30 @@
 
     python benchmarks/trace_pipeline.py [NAME ...]                 two gloo processes on the CPU
     python benchmarks/trace_pipeline.py --device cuda [NAME ...]   both ranks in one process, on one GPU
+    python benchmarks/trace_pipeline.py --device nccl [NAME ...]   two NCCL processes, each on a GPU
     python benchmarks/trace_pipeline.py --folder FOLDER [...]      keep what was recorded, or take what is there
 
 For each schedule: by how much the busy time of a rank, its bubble and the length of a single action differ between
 the trace and the executor's clock (marks of the host's clock on the CPU, events on the GPU): the worst of all ranks
 and steps, for actions also the median. Then the step that is simulated with the costs out of the traces, beside the
-measured one, the median of all; not for one GPU, where ranks take turns.
+measured one, the median of all; not for one GPU, where ranks take turns. With NCCL also the bounds of the bubble that
+are left when nothing names the actions, as shares of the step, beside the bubble with names.
 """
 
 import argparse
+import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from counterflow import Timeline
 
 NAMES = ("1f1b", "zb1p", "dualpipev")
 NUM_RANKS, NUM_MICROBATCHES, STEPS, WARM_UP = 2, 8, 8, 3
@@ -32,24 +42,27 @@ def record(name: str, device: str, folder: Path) -> None:
     from counterflow.timeline import write_chrome
 
     schedule = generate(name, NUM_RANKS, NUM_MICROBATCHES)
-    on_gpu = device == "cuda"
+    on_gpu, in_process = device != "cpu", device == "cuda"
+    if device == "nccl":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    place = "cuda" if on_gpu else "cpu"
     width, rows = (2048, 8192) if on_gpu else (256, 512)
 
     def stages(rank: int) -> dict[int, torch.nn.Module]:
         def block() -> torch.nn.Module:
             return torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, width))
 
-        return {s: torch.nn.Sequential(*(block() for _ in range(4))).to(device) for s in schedule.stages_of(rank)}
+        return {s: torch.nn.Sequential(*(block() for _ in range(4))).to(place) for s in schedule.stages_of(rank)}
 
     loss, rank = torch.nn.functional.mse_loss, 0
-    if on_gpu:
+    if in_process:
         pipeline = Pipeline.in_process(schedule, [stages(rank) for rank in range(NUM_RANKS)], loss)
     else:
         torch.set_num_threads(1)
-        dist.init_process_group("gloo")
+        dist.init_process_group("nccl" if on_gpu else "gloo")
         rank = dist.get_rank()
         pipeline = Pipeline(schedule, stages(rank), loss)
-    data = list(torch.randn(NUM_MICROBATCHES, rows, width, device=device))
+    data = list(torch.randn(NUM_MICROBATCHES, rows, width, device=place))
     for _ in range(WARM_UP):
         pipeline.step(data, data)
     timelines = []
@@ -58,14 +71,15 @@ def record(name: str, device: str, folder: Path) -> None:
         for _ in range(STEPS):
             pipeline.step(data, data)
             timelines.append(pipeline.gather_timeline())
-            if not on_gpu:
-                dist.all_reduce(torch.ones(1))
+            if not in_process:
+                dist.all_reduce(torch.ones(1, device=place))
+            profiler.step()
     profiler.export_chrome_trace(str(folder / f"rank{rank}.json"))
     if rank == 0:
         (folder / "schedule.csv").write_text(to_csv(schedule))
         for number, timeline in enumerate(timelines):
             write_chrome(timeline, folder / f"clock{number}.own")
-    if not on_gpu:
+    if not in_process:
         dist.destroy_process_group()
 
 
@@ -93,9 +107,35 @@ def compare(name: str, device: str, folder: Path) -> None:
     prediction = f"{measured:10.2f} {predicted:10.2f} {100 * (predicted / measured - 1):+7.1f} %"
     print(
         f"{name:12} {max(busy):7.2f} % {max(bubble):7.2f} % {median(single) / 1e3:10.1f} {max(single) / 1e3:10.1f}"
-        f"   {prediction if device == 'cpu' else ''}",
+        f"   {prediction if device != 'cuda' else ''}",
         flush=True,
     )
+    if device == "nccl":
+        without_names(folder, found.steps)
+
+
+def without_names(folder: Path, steps: "Sequence[Timeline]") -> None:
+    """A line for each rank: its bubble with names, and the bounds of it without, means over the steps."""
+    from counterflow.trace import bubble_bounds, open_traces
+
+    named = {span.name for step in steps for span in step}
+    with tempfile.TemporaryDirectory() as bare:
+        for path in sorted(folder.glob("rank*.json")):
+            trace = json.loads(path.read_bytes())
+            trace["traceEvents"] = [e for e in trace["traceEvents"] if e["name"] not in named]
+            Path(bare, path.name).write_text(json.dumps(trace), encoding="utf-8")
+        bounds, _ = bubble_bounds(open_traces(bare))
+    for rank in range(NUM_RANKS):
+        own = [one for one in bounds if one.rank == rank]
+        shares = [
+            100 * mean(us / one.window_us for us, one in zip(column, own, strict=True))
+            for column in (
+                [step.bubble_ns()[rank] / 1e3 for step in steps],
+                [one.least_us for one in own],
+                [one.most_us for one in own],
+            )
+        ]
+        print("{:12} rank {}: bubble {:.2f} %, without names {:.2f} to {:.2f} %".format("", rank, *shares), flush=True)
 
 
 def run(name: str, device: str, folder: Path) -> None:
@@ -112,7 +152,7 @@ def run(name: str, device: str, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", default=list(NAMES))
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda", "nccl"), default="cpu")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -87,6 +87,15 @@ def test_other_communication_beside_a_receive_is_not_surely_bubble(tmp_path: Pat
     assert (bounds[0].least_us, bounds[0].most_us) == (5, 20)
 
 
+def test_a_gap_that_no_message_ends_is_not_surely_bubble(tmp_path: Path) -> None:
+    receive = "ncclDevKernel_SendRecv(int)"
+    events = [
+        kernel("gemm", 7, 0, 10), kernel(receive, 20, 5, 20), kernel("gemm", 7, 12, 5), kernel("gemm", 7, 26, 10),
+    ]  # fmt: skip
+    bounds, _ = bubble_bounds(write(tmp_path, [events]))
+    assert (bounds[0].least_us, bounds[0].most_us) == (8, 11)
+
+
 def test_the_published_profile_has_no_message_and_little_else_than_computing() -> None:
     bounds, _ = bubble_bounds([open_trace(real_trace("deepseek_train.json.gz"))])
     assert [(one.window_us, one.compute_us, one.least_us, one.num_messages) for one in bounds] == [

@@ -25,8 +25,8 @@ from counterflow.trace.side_by_side import align_ranks, of_ranks, rank_of
 ASSUMPTIONS = (
     "a step lasts from the first to the last compute kernel of whichever rank, so an optimiser that runs in it counts "
     "as computing",
-    "the least bubble is the time in which a rank's GPU ran sends and receives and nothing else: this takes it that "
-    "no action stands still while one of them is under way",
+    "the least bubble is the time in which a rank's GPU ran sends and receives and nothing else, in gaps in which one "
+    "of them ended: in any other gap an action stood still while one was under way",
     "the most is all the time in which it ran no compute kernel: gaps between an action's own kernels, and collectives "
     "that none of them hides, are in it",
 )
@@ -136,7 +136,8 @@ class _Gpu:
         here = [one for one in self.between if one.start_ns < end and one.end_ns > start]
         compute = self._cover(rows[self.computes[rows]]) & window
         rest = self._cover(rows[~between_ranks(self.work.rows(rows), here)])
-        alone = (Cover.of(*_columns(here)) - rest) & window
+        waits = _ended_by(window - compute, np.sort(_columns(here)[1]))
+        alone = (Cover.of(*_columns(here)) - rest) & waits
         exposed = alone.within_ns(*_columns(here))
         moving = np.minimum(exposed, _shortest_ns(here))
         return BubbleBounds(
@@ -169,6 +170,13 @@ def _rows_of_steps(trace: Trace) -> Iterator[tuple[str, Ints]]:
     at = trace.launches.start_ns[launch]
     for start, end, name in steps:
         yield name, np.flatnonzero((launch >= 0) & (at >= start) & (at < end))
+
+
+def _ended_by(pieces: Cover, times: Ints) -> Cover:
+    """The pieces within which, or at whose end, one of ``times`` lies."""
+    before, until = (np.searchsorted(times, ends, side="right") for ends in (pieces.start_ns, pieces.end_ns))
+    kept = until > before
+    return Cover(pieces.start_ns[kept], pieces.end_ns[kept])
 
 
 def _columns(said: list[Message]) -> tuple[Ints, Ints]:
