@@ -86,6 +86,13 @@ def test_a_number_of_tokens_that_is_none_is_refused(new_tokens: object) -> None:
         generate(model(), [[1]], new_tokens)
 
 
+def test_prompts_may_be_a_tensor_of_any_whole_numbers() -> None:
+    here, prompts = model(), prompts_of([3, 3, 3])
+    wanted = generate(here, prompts, 2)
+    assert generate(here, torch.tensor(prompts), 2).equal(wanted)
+    assert generate(here, [torch.tensor(prompt, dtype=torch.int32) for prompt in prompts], 2).equal(wanted)
+
+
 def test_no_prompts_are_refused() -> None:
     with pytest.raises(ModelError, match="there are no prompts; give at least one"):
         generate(model(), [], 1)

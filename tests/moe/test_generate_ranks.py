@@ -36,6 +36,7 @@ def prefill_into_little(here: nn.Sequential, rank: int) -> None:
 REFUSED = {
     "a token that is none": (lambda here, rank: generate(here, [[1], [2 - 9 * rank]], 2), "a prompt is [-7]"),
     "a prompt without a token": (lambda here, rank: generate(here, [[1], [2][rank:]], 2), "a prompt is []"),
+    "text": (lambda here, rank: generate(here, [[1], ["two"] if rank else [2]], 2), "a prompt is ['two']"),
     "no prompts": (lambda here, rank: generate(here, [[1], [2]][2 * rank :], 2), "there are no prompts"),
     "no tokens": (lambda here, rank: generate(here, [[1], [2]], 2 - 2 * rank), "new_tokens is 0"),
     "too little room": (prefill_into_little, "does not fit into a cache with room for 2 requests of 1 tokens"),

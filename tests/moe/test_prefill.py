@@ -170,7 +170,7 @@ def test_two_micro_batches_give_the_logits_of_one(lengths: list[int], seed: int)
     torch.testing.assert_close(two, one, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("prompt", [[], [0, 256], [-1], [1.5], [[1], [2]]])
+@pytest.mark.parametrize("prompt", [[], [0, 256], [-1], [1.5], [[1], [2]], "a", ["a"], [None], [[1], 2], 5])
 def test_what_is_no_row_of_tokens_is_refused(prompt: object) -> None:
     with pytest.raises(ModelError, match=r"give a row of at least one token, whole numbers from 0 to 255"):
         prefill(model(), [[1], prompt], cache_for([[1, 2], [1, 2]]))

@@ -43,7 +43,7 @@ def generate(
     try:
         if type(new_tokens) is not int or new_tokens < 1:
             raise ModelError(f"new_tokens is {new_tokens!r}; it has to be a whole number of at least 1")
-        if not prompts:
+        if len(prompts) == 0:
             raise ModelError("there are no prompts; give at least one")
         lengths = [len(decoder.row_of(prompt)) for prompt in prompts]
     except ModelError as error:

@@ -23,6 +23,8 @@ from counterflow.schedule.chunk_plans import DECODE, ChunkPlan, Program, lay_out
 Microbatch = tuple[Chunk, Tensor, Any]
 """What it goes through, what goes in, and what the blocks are told of it."""
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -65,14 +67,20 @@ class Decoder:
         Raises:
             ModelError: it is no row of the model's tokens.
         """
-        row = torch.as_tensor(prompt).cpu()
-        legal = row.dim() == 1 and len(row) > 0 and row.dtype == torch.int64
+        try:
+            row = torch.as_tensor(prompt).cpu()
+        except (TypeError, ValueError, RuntimeError):  # all of which torch raises for what is no row of numbers
+            raise self._no_prompt(prompt) from None
+        legal = row.dim() == 1 and len(row) > 0 and row.dtype in _WHOLE
         if not legal or not 0 <= int(row.min()) <= int(row.max()) < self.config.vocabulary:
-            raise ModelError(
-                f"a prompt is {row.tolist()}; give a row of at least one token, whole numbers from 0 to "
-                f"{self.config.vocabulary - 1}"
-            )
-        return row
+            raise self._no_prompt(row.tolist())
+        return row.long()
+
+    def _no_prompt(self, given: object) -> ModelError:
+        return ModelError(
+            f"a prompt is {given!r}; give a row of at least one token, whole numbers from 0 to "
+            f"{self.config.vocabulary - 1}"
+        )
 
     def outputs(self, pattern: str, microbatches: Sequence[Microbatch]) -> list[Tensor]:
         """What comes out of one or two of them, without gradient, their steps being issued by ``pattern``."""
