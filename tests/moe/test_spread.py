@@ -1,5 +1,7 @@
 """Experts spread over the ranks of a process group: what comes out does not depend on where an expert lies."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from counterflow.errors import LaunchError
 from counterflow.moe import balance_routing
 from moe.models import TINY, any_placement, tokens, whole
 from moe.ranks.spread import data
@@ -76,3 +79,17 @@ def test_neither_order_nor_replicas_change_what_one_rank_computes(seed: int) -> 
         next_token_loss(logits, x).backward()
     assert_close(outputs[1], outputs[0])
     assert_close(gradients([placed]), gradients([plain]))
+
+
+def test_a_rank_that_fails_is_named_and_not_those_that_share_its_experts(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError) as caught:
+        run_ranks("failing", 2, tmp_path)
+    first, other = str(caught.value).splitlines()
+    # With an exchange under way torch may abort a process that ends by itself.
+    end = r"(ended with exit code 1|was killed by SIGABRT)"
+    assert re.fullmatch(rf"rank 1 {end}, at \(1F2;.*\)OVERLAP_F_B; the job was ended", first)
+    assert re.fullmatch(
+        r"  rank 0 of 2 that share experts waited \d+\.\d s for (how many rows come|\d+ rows): another one died, "
+        r"stalled, or exchanges something else \(.+\)",
+        other,
+    )

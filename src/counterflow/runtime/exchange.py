@@ -6,6 +6,9 @@ starts one owns both buffers until whoever reads the result has waited for its a
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from counterflow.errors import PipelineError
+from counterflow.errors import PeerError, PipelineError
+from counterflow.runtime.transport import reason_of
 
 Ready = torch.cuda.Event | None
 """When what is to be sent is there: on the CPU it is as soon as the call that makes it returns."""
@@ -111,7 +115,8 @@ class ProcessGroupExchange:
     def counts(self, rows: Tensor) -> Tensor:
         """A small all-to-all of its own; on a GPU the host waits for it, for it has to know the sizes."""
         arrived = torch.empty_like(rows)
-        dist.all_to_all_single(arrived, rows.contiguous(), group=self._counts_group)
+        with self.watched("how many rows come"):
+            dist.all_to_all_single(arrived, rows.contiguous(), group=self._counts_group)
         return arrived
 
     def start(self, source: Tensor, target: Tensor, rows: Rows, ready: Ready) -> Arrival:
@@ -128,4 +133,32 @@ class ProcessGroupExchange:
             target, source, list(rows.received), list(rows.sent), group=self._group, async_op=True
         )
         assert work is not None, "an asynchronous collective gives a handle"
-        return work
+        return _UnderWay(work, self, rows)
+
+    @contextmanager
+    def watched(self, what: str) -> Iterator[None]:
+        """Whatever torch raises in here befell another rank.
+
+        Raises:
+            PeerError: a rank of the group died, stalled, or does not exchange the same.
+        """
+        started = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:
+            waited_s = time.monotonic() - started
+            raise PeerError(
+                f"rank {self.rank} of {self.num_ranks} that share experts waited {waited_s:.1f} s for {what}: another "
+                f"one died, stalled, or exchanges something else ({reason_of(error)})"
+            ) from error
+
+
+class _UnderWay:
+    """An exchange over a process group."""
+
+    def __init__(self, work: dist.Work, exchange: ProcessGroupExchange, rows: Rows) -> None:
+        self._work, self._exchange, self._rows = work, exchange, rows
+
+    def wait(self) -> None:
+        with self._exchange.watched(f"{sum(self._rows.received)} rows"):
+            self._work.wait()

@@ -221,7 +221,7 @@ class ProcessGroupTransport:
                 works.append(start(tensor, peer_in_world, group, message.lane) if tensor.numel() else None)  # type: ignore[operator]
         except RuntimeError as error:
             raise PeerError(
-                f"rank {self.rank} could not post {message.what}: rank {peer} is gone ({_reason(error)})"
+                f"rank {self.rank} could not post {message.what}: rank {peer} is gone ({reason_of(error)})"
             ) from error
         return _Works(self.rank, peer, message, tensors, works, self._wait_timeout)
 
@@ -282,7 +282,7 @@ class _Works:
                 tensor = Leaf.of(self._tensors[index])
                 raise PeerError(
                     f"rank {self._rank} waited {waited_s:.1f} s for {self.message.what}, tensor {index + 1} of "
-                    f"{len(self._works)} ({tensor}): rank {self._peer} died or stalled ({_reason(error)})"
+                    f"{len(self._works)} ({tensor}): rank {self._peer} died or stalled ({reason_of(error)})"
                 ) from error
         self._tensors = []
 
@@ -302,7 +302,7 @@ def _groups_of_their_own() -> Iterator[None]:
         world.bound_device_id = device
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The first sentence of what the backend says, without its source file."""
     text = re.sub(r"^\[[^]]*\]\s*", "", str(error).strip().partition("\n")[0])
     return re.split(r"\. |:\d{2,}", text)[0][:200]
