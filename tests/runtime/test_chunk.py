@@ -347,6 +347,7 @@ def test_a_part_that_gives_something_else_is_refused(parts: dict[str, Any], said
         (((10,), (10,)), "set ctx.rows to a tuple; give Rows"),
         (Rows((9,), (10,)), "sends 10 rows to 1 ranks; give one number for each rank"),
         (Rows((10,), (-1,)), "give one number for each rank"),
+        (Rows((10,), (9,)), "set 10 rows from this rank to itself, and 9 that come from it; let those that come be"),
     ],
 )
 def test_rows_that_do_not_add_up_are_refused(rows: Any, said: str) -> None:

@@ -236,6 +236,12 @@ def rows_of(block: OverlapBlock, ctx: Context, send: Tensor) -> Rows:
             f"{name}.before set rows {rows.sent} to and {rows.received} from the ranks, and sends {len(send)} rows to "
             f"{ranks} ranks; give one number for each rank, those sent adding up to the rows"
         )
+    own = block.exchange.rank
+    if rows.sent[own] != rows.received[own]:
+        raise PipelineError(
+            f"{name}.before set {rows.sent[own]} rows from this rank to itself, and {rows.received[own]} that come from "
+            "it; let those that come be what self.exchange.counts gives for those that go"
+        )
     return rows
 
 
