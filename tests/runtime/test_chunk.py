@@ -341,6 +341,42 @@ def test_a_part_that_gives_something_else_is_refused(parts: dict[str, Any], said
         call()
 
 
+class Noting(KINDS["Block"]):
+    """Leaves its router's weights where its last part finds them: in its notes, or on itself."""
+
+    where = "notes"
+
+    def before(self, x: Tensor, ctx: Context) -> Any:
+        carry, rows = super().before(x, ctx)
+        setattr(ctx.notes if self.where == "notes" else self, "kept", carry.pop("weights"))
+        return carry, rows
+
+    def after(self, carry: Any, returned: Tensor, ctx: Context) -> Tensor:
+        kept = ctx.notes.kept if self.where == "notes" else self.kept
+        return super().after(carry | {"weights": kept}, returned, ctx)
+
+
+@pytest.mark.parametrize("split", sorted(SPLITS))
+@pytest.mark.parametrize("where", ["notes", "module"])
+def test_a_gradient_that_would_pass_by_the_carry_is_never_lost_in_silence(split: str, where: str) -> None:
+    block = Noting(1)
+    block.where = where
+    block(leaf(1)).sum().backward()  # in plain autograd it flows
+
+    def train() -> None:
+        forward = ForwardProgram(Chunk.of(block), leaf(1), lambda: SPLITS[split](block))
+        run(one_after_the_other(forward.steps), forward)
+        backward = BackwardProgram(forward, [torch.ones_like(forward.output)])
+        run(one_after_the_other(backward.steps), backward)
+
+    said = {
+        "notes": r"Noting left a tensor with gradient in ctx.notes.kept; gradients flow .* put it into carry",
+        "module": r"follows the last rows reads, with gradient, what another part left|through the graph a second time",
+    }
+    with pytest.raises(RuntimeError, match=said[where]):
+        train()
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

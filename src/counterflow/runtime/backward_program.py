@@ -7,6 +7,7 @@ from operator import methodcaller
 import torch
 from torch import Tensor
 
+from counterflow.errors import PipelineError
 from counterflow.runtime.chunk import Program
 from counterflow.runtime.exchange import Rows
 from counterflow.runtime.forward_program import ForwardProgram
@@ -29,6 +30,7 @@ class BackwardProgram(Program):
         self._forward, self._grads, self._loss = forward, grads or [], loss
         self._waiting: dict[tuple[str, int], list[Split]] = {}
         self.deferred: set[int] = set()
+        self._between = {id(leaf) for segment in forward.segments.values() for leaf in segment.inputs}
         last = len(forward.chunk.blocks)
         self._add("tail", "_tail", last, weights)
         for block in reversed(range(last)):
@@ -52,6 +54,13 @@ class BackwardProgram(Program):
     def _weight(self, name: str, block: int) -> None:
         for split in self._waiting.pop((name, block)):
             split.backward_weight()
+            # Only a split that walks the graph meets another segment's inputs; for others torch ends in an error.
+            if split.deferred() & self._between:
+                where = "what follows the last rows" if name == "tail" else f"{name} of block {block}"
+                raise PipelineError(
+                    f"{where} reads, with gradient, what another part left on the module; gradients "
+                    "flow from part to part through carry and rows only: put it into carry, or leave it detached"
+                )
             self.deferred |= split.deferred()
 
     def _tail(self, last: int) -> None:

@@ -212,6 +212,21 @@ def results_of(block: OverlapBlock, received: Tensor, ctx: Context) -> Tensor:
     return results
 
 
+def refuse_graphs(block: OverlapBlock, ctx: Context) -> None:
+    """Of what a part has noted for the others, which are graphs by themselves.
+
+    Raises:
+        PipelineError: a note has a gradient, which would not come back to where it was made.
+    """
+    for name, note in vars(ctx.notes).items():
+        items = note if isinstance(note, (tuple, list)) else note.values() if isinstance(note, dict) else (note,)
+        if any(isinstance(item, Tensor) and item.requires_grad for item in items if not isinstance(item, nn.Parameter)):
+            raise PipelineError(
+                f"{type(block).__name__} left a tensor with gradient in ctx.notes.{name}; gradients flow from part to "
+                "part through carry and rows only: put it into carry, or note it detached"
+            )
+
+
 def rows_of(block: OverlapBlock, ctx: Context, send: Tensor) -> Rows:
     """How many rows go where.
 

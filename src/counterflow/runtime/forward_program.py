@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterflow.runtime.blocks import Carry, Chunk, Context, checked, results_of, rows_of
+from counterflow.runtime.blocks import Carry, Chunk, Context, checked, refuse_graphs, results_of, rows_of
 from counterflow.runtime.chunk import Program
 from counterflow.runtime.exchange import Rows
 from counterflow.runtime.segment import Segment
@@ -153,4 +153,5 @@ class ForwardProgram(Program):
         if not torch.is_grad_enabled():
             return compute(*value)
         result, self.segments[name, block] = Segment.record(self._split(), compute, value, sends=sends)
+        refuse_graphs(self.chunk.blocks[block], self.contexts[block])
         return result
