@@ -403,6 +403,10 @@ def test_what_the_engine_would_pass_by_is_refused() -> None:
 
     with pytest.raises(PipelineError, match="Twice has a forward of its own, which is not called where its parts are"):
         Chunk.of(nn.Sequential(Twice(1)))
+    for module in (KINDS["Block"](1), nn.Sequential(KINDS["Block"](1))):
+        module.forward = torch.tanh
+        with pytest.raises(PipelineError, match="has a forward of its own, which is not called where its parts are"):
+            Chunk.of(module)
     plain = nn.Sequential(nn.Tanh())
     plain.register_forward_hook(lambda *args: None)
     assert Chunk.of(plain) is None
@@ -410,3 +414,23 @@ def test_what_the_engine_would_pass_by_is_refused() -> None:
     hooked.register_forward_hook(lambda *args: None)
     with pytest.raises(PipelineError, match="Sequential has hooks, which are not called where its parts are"):
         Chunk.of(hooked)
+
+
+class Row(nn.Module):
+    """Blocks in a module of their own, as models often have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(KINDS["Block"](seed) for seed in (1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("beside", [[], ["Block"]])
+def test_blocks_that_the_engine_does_not_see_are_warned_of(beside: list[str]) -> None:
+    with pytest.warns(UserWarning, match="Row is no nn.Sequential, so nothing hides the transfers of the blocks in it"):
+        chunk = Chunk.of(nn.Sequential(Row(), *(KINDS[name](3) for name in beside)))
+    assert (chunk is None) == (not beside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -119,6 +120,8 @@ class Chunk:
     def of(cls, module: nn.Module) -> Chunk | None:
         """The blocks of ``module``, an ``nn.Sequential`` of blocks and other modules; None where there are none.
 
+        Blocks within other modules run as these do, with nothing hidden; a warning says so.
+
         Raises:
             PipelineError: a block has a forward or hooks of its own, which the engine would pass by.
         """
@@ -132,6 +135,7 @@ class Chunk:
                 since = []
             else:
                 since.append(item)
+                _warn_of_blocks_in(item)
         if not blocks:
             return None
         for part in (*blocks, *_opened(module)):
@@ -164,9 +168,19 @@ def _in_sequence(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
+def _warn_of_blocks_in(module: nn.Module) -> None:
+    if any(isinstance(part, OverlapBlock) for part in module.modules()):
+        warnings.warn(
+            f"{type(module).__name__} is no nn.Sequential, so nothing hides the transfers of the blocks in it; put them "
+            "into an nn.Sequential, or into the stage itself",
+            stacklevel=2,
+        )
+
+
 def _refuse_detours(module: nn.Module) -> None:
     name = type(module).__name__
-    if isinstance(module, OverlapBlock) and type(module).forward is not OverlapBlock.forward:
+    inherited = type(module).forward in (OverlapBlock.forward, nn.Sequential.forward)
+    if not inherited or "forward" in vars(module):
         raise PipelineError(
             f"{name} has a forward of its own, which is not called where its parts are; move what it does into before, "
             "shared, experts or after"
