@@ -298,8 +298,9 @@ def test_after_an_error_no_rows_are_under_way() -> None:
     exchange = LateExchange()
     module = nn.Sequential(KINDS["Block"](1, exchange), Failing(), KINDS["Block"](2, exchange))
     program = ForwardProgram(Chunk.of(module), leaf(1), lambda: SPLITS["linear"](module))
-    with pytest.raises(RuntimeError, match="as planned"):
+    with pytest.raises(RuntimeError, match="as planned") as caught:
         run(one_after_the_other(program.steps), program)
+    assert caught.value.__notes__ == ["counterflow: at attn(F) of layer 1"]
     assert program._arrival is None
     assert program._parcel is None
 
@@ -314,6 +315,10 @@ def broken(**parts: Any) -> OverlapBlock:
 
 REFUSED = {
     "one tensor": ({"before": lambda x, ctx: x}, r"Block.before gave a Tensor; let it give a tuple of two"),
+    "one number": (
+        {"before": lambda x, ctx: (x, x.sum())},
+        r"Block.before gave \(Tensor, Tensor\); let it give a tuple of two: .* at least one dimension",
+    ),
     "fewer results": (
         {"experts": lambda r, ctx: r[:1]},
         r"Block.experts made \[1, 8\] of 10 rows; let it give a result",
@@ -348,7 +353,7 @@ class Noting(KINDS["Block"]):
 
     def before(self, x: Tensor, ctx: Context) -> Any:
         carry, rows = super().before(x, ctx)
-        setattr(ctx.notes if self.where == "notes" else self, "kept", carry.pop("weights"))
+        (ctx.notes if self.where == "notes" else self).kept = carry.pop("weights")
         return carry, rows
 
     def after(self, carry: Any, returned: Tensor, ctx: Context) -> Tensor:

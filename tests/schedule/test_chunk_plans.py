@@ -117,6 +117,18 @@ def test_a_step_before_what_it_reads_is_refused_by_name() -> None:
     )
 
 
+def test_a_step_of_a_backward_is_named_with_its_block_which_is_the_last_one_first() -> None:
+    steps = backward_steps([False, True], weights=False)
+    with pytest.raises(ScheduleError, match=r"issues shared\(B\) of layer 1 before tail\(B\) of layer 1, whose result"):
+        ChunkPlan((steps,), ((0, 2), (0, 0)))
+    assert [str(step) for step in steps][-4:] == [
+        "combine(B) of layer 0",
+        "mlp(B) of layer 0",
+        "dispatch(B) of layer 0",
+        "attn(B) of layer 0",
+    ]
+
+
 def test_a_step_twice_is_refused() -> None:
     with pytest.raises(ScheduleError, match=r"issues attn\(F\) of layer 0 twice; issue each step once"):
         ChunkPlan((forward_steps([False]),), ((0, 0), (0, 0)))

@@ -171,8 +171,8 @@ def _in_sequence(module: nn.Module) -> Iterator[nn.Module]:
 def _warn_of_blocks_in(module: nn.Module) -> None:
     if any(isinstance(part, OverlapBlock) for part in module.modules()):
         warnings.warn(
-            f"{type(module).__name__} is no nn.Sequential, so nothing hides the transfers of the blocks in it; put them "
-            "into an nn.Sequential, or into the stage itself",
+            f"{type(module).__name__} is no nn.Sequential, so nothing hides the transfers of the blocks in it; put "
+            "them into an nn.Sequential, or into the stage itself",
             stacklevel=2,
         )
 
@@ -199,9 +199,11 @@ def checked(block: OverlapBlock, result: Any) -> tuple[Carry, Tensor]:
     """
     if type(result) is tuple and len(result) == 2 and isinstance(result[1], Tensor) and result[1].dim() > 0:
         return result
+    parts = [type(part).__name__ for part in result] if type(result) is tuple else []
+    what = f"({', '.join(parts)})" if parts else f"a {type(result).__name__}"
     raise PipelineError(
-        f"{type(block).__name__}.before gave a {type(result).__name__}; let it give a tuple of two: what stays, and "
-        "the rows to send as one tensor [rows, ...]"
+        f"{type(block).__name__}.before gave {what}; let it give a tuple of two: what stays, and the rows to send as "
+        "one tensor [rows, ...] of at least one dimension"
     )
 
 
@@ -268,8 +270,8 @@ def rows_of(block: OverlapBlock, ctx: Context, send: Tensor) -> Rows:
     own = block.exchange.rank
     if rows.sent[own] != rows.received[own]:
         raise PipelineError(
-            f"{name}.before set {rows.sent[own]} rows from this rank to itself, and {rows.received[own]} that come from "
-            "it; let those that come be what self.exchange.counts gives for those that go"
+            f"{name}.before set {rows.sent[own]} rows from this rank to itself, and {rows.received[own]} that come "
+            "from it; let those that come be what self.exchange.counts gives for those that go"
         )
     return rows
 

@@ -21,7 +21,7 @@ from torch.profiler import record_function
 
 from counterflow.runtime.blocks import buffer_for, ready_now
 from counterflow.runtime.exchange import Arrival, Exchange, Rows
-from counterflow.schedule.chunk_plans import ChunkPlan
+from counterflow.schedule.chunk_plans import ChunkPlan, Step
 from counterflow.schedule.chunk_plans import Program as Steps
 
 
@@ -31,14 +31,17 @@ def run(plan: ChunkPlan, *programs: Program, serial: bool = False) -> None:
     With ``serial`` each step is over before the next one is issued, so nothing is hidden; the results are the same.
     """
     assert plan.programs == tuple(program.steps for program in programs), "the plan is for other programs"
+    step: Step | None = None
     try:
         for number, place in plan.order:
             program = programs[number]
-            with record_function(program.steps[place].name):
+            step = program.steps[place]
+            with record_function(step.name):
                 program.issue(place)
             if serial:
                 program.wait()
-    except BaseException:
+    except BaseException as error:
+        error.add_note(f"counterflow: at {step}")
         for program in programs:
             program.abandon()
         raise

@@ -20,11 +20,15 @@ COMPUTE, COMMUNICATION = "compute", "communication"
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a program; ``needs`` are places in that program."""
+    """One step of a program; ``needs`` are places in that program, ``layer`` is the chunk's block it belongs to."""
 
     name: str
     lane: str
     needs: tuple[int, ...]
+    layer: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name} of layer {self.layer}"
 
 
 Program = tuple[Step, ...]
@@ -60,7 +64,7 @@ def forward_steps(
     steps: list[Step] = []
 
     def add(name: str, lane: str, *needs: int) -> int:
-        steps.append(Step(f"{name}{mark}", lane, needs))
+        steps.append(Step(f"{name}{mark}", lane, needs, layer))
         return len(steps) - 1
 
     def transfer(name: str, what: int) -> int:
@@ -68,10 +72,11 @@ def forward_steps(
         return add(f"{name}-recv", COMPUTE, sent) if receives else sent
 
     ready: tuple[int, ...] = ()
-    for has_shared in shared:
+    layer = 0
+    for layer in range(len(shared)):
         before = add("attn-b", COMPUTE, add("attn-a", COMPUTE, *ready)) if halves else add("attn", COMPUTE, *ready)
         received = transfer("dispatch", before)
-        beside = (add("shared", COMPUTE, before),) if has_shared else ()
+        beside = (add("shared", COMPUTE, before),) if shared[layer] else ()
         ready = (transfer("combine", add("mlp", COMPUTE, received)), *beside)
     add("tail", COMPUTE, *ready)
     return tuple(steps)
@@ -87,7 +92,7 @@ def backward_steps(shared: Sequence[bool], *, weights: bool = True) -> Program:
     steps: list[Step] = []
 
     def add(name: str, lane: str, *needs: int) -> int:
-        steps.append(Step(name, lane, needs))
+        steps.append(Step(name, lane, needs, layer))
         return len(steps) - 1
 
     def compute(name: str, *needs: int) -> int:
@@ -96,10 +101,11 @@ def backward_steps(shared: Sequence[bool], *, weights: bool = True) -> Program:
             add(f"{name}(W)", COMPUTE, gradient)
         return gradient
 
+    layer = len(shared) - 1
     ready = compute("tail")
-    for has_shared in reversed(shared):
+    for layer in reversed(range(len(shared))):
         returned = add("combine(B)", COMMUNICATION, ready)
-        beside = (compute("shared", ready),) if has_shared else ()
+        beside = (compute("shared", ready),) if shared[layer] else ()
         ready = compute("attn", add("dispatch(B)", COMMUNICATION, compute("mlp", returned)), *beside)
     return tuple(steps)
 
@@ -123,29 +129,23 @@ class ChunkPlan:
                 raise ScheduleError(f"a plan has step {place} of program {program}, which do not exist; number from 0")
             step = self.programs[program][place]
             if (program, place) in issued:
-                raise ScheduleError(f"a plan issues {self._called(program, place)} twice; issue each step once")
+                raise ScheduleError(f"a plan issues {step} twice; issue each step once")
             for needed in step.needs:
                 if (program, needed) not in issued:
                     raise ScheduleError(
-                        f"a plan issues {self._called(program, place)} before {self._called(program, needed)}, whose "
-                        "result it reads; issue that one first"
+                        f"a plan issues {step} before {self.programs[program][needed]}, whose result it reads; issue "
+                        "that one first"
                     )
             issued.add((program, place))
         for program, steps in enumerate(self.programs):
-            for place in range(len(steps)):
+            for place, step in enumerate(steps):
                 if (program, place) not in issued:
-                    raise ScheduleError(f"a plan leaves out {self._called(program, place)}; issue every step once")
+                    raise ScheduleError(f"a plan leaves out {step}; issue every step once")
 
     @property
     def names(self) -> tuple[str, ...]:
         """What is issued, in order."""
         return tuple(self.programs[program][place].name for program, place in self.order)
-
-    def _called(self, program: int, place: int) -> str:
-        """With its layer: the how many-th of its name it is."""
-        steps = self.programs[program]
-        layer = sum(step.name == steps[place].name for step in steps[:place])
-        return f"{steps[place].name} of layer {layer}"
 
 
 def lay_out(pattern: str, *programs: Program) -> ChunkPlan:
