@@ -23,6 +23,12 @@ def test_stages_behind_each_other_are_the_whole_model(num_stages: int) -> None:
     assert torch.equal(x, expected)
 
 
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4)])
+def test_tokens_that_are_no_sequences_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(CounterflowError, match=r"in training give \[sequences, time, hidden\]: tokens in two dimensions"):
+        whole()(torch.zeros(shape, dtype=torch.int64))
+
+
 def test_weights_follow_from_the_seed_and_the_place() -> None:
     one, same, other = (stage(TINY, 1, 2, seed=seed) for seed in (1, 1, 2))
     for name, weight in one.state_dict().items():
