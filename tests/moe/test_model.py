@@ -25,7 +25,9 @@ def test_stages_behind_each_other_are_the_whole_model(num_stages: int) -> None:
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 4)])
 def test_tokens_that_are_no_sequences_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(CounterflowError, match=r"in training give \[sequences, time, hidden\]: tokens in two dimensions"):
+    with pytest.raises(
+        CounterflowError, match=r"in training give \[sequences, time, hidden\]: tokens in two dimensions"
+    ):
         whole()(torch.zeros(shape, dtype=torch.int64))
 
 

@@ -13,8 +13,8 @@ from counterflow.schedule.chunk_plans import (
     PREFILL,
     TRAINING,
     ChunkPlan,
-    Program,
     Step,
+    Steps,
     backward_steps,
     forward_steps,
     in_a_row,
@@ -25,7 +25,7 @@ from counterflow.schedule.chunk_plans import (
 blocks = st.lists(st.booleans(), min_size=1, max_size=4)
 
 
-def pair(pattern: str, one: list[bool], other: list[bool]) -> tuple[Program, Program]:
+def pair(pattern: str, one: list[bool], other: list[bool]) -> tuple[Steps, Steps]:
     if pattern == TRAINING:
         return forward_steps(one), backward_steps(other)
     halves = pattern == DECODE

@@ -77,7 +77,9 @@ class MixtureBlock(OverlapBlock):
         """Norm, queries and latents; the latents are stored if there is a cache."""
         batch = ctx.batch
         if batch is None and x.dim() != 3:
-            raise ModelError(f"x is {list(x.shape)}; in training give [sequences, time, hidden]: tokens in two dimensions")
+            raise ModelError(
+                f"x is {list(x.shape)}; in training give [sequences, time, hidden]: tokens in two dimensions"
+            )
         positions = torch.arange(x.shape[1], device=x.device) if batch is None else batch.positions
         if batch is not None and x.shape[:-1] != positions.shape:
             raise ModelError(f"the batch has {len(positions)} tokens and x is {list(x.shape)}; give one row for each")

@@ -18,7 +18,7 @@ from counterflow.runtime.blocks import Chunk
 from counterflow.runtime.chunk import run
 from counterflow.runtime.forward_program import ForwardProgram
 from counterflow.runtime.weights import Split
-from counterflow.schedule.chunk_plans import DECODE, ChunkPlan, Program, lay_out
+from counterflow.schedule.chunk_plans import DECODE, ChunkPlan, Steps, lay_out
 
 Microbatch = tuple[Chunk, Tensor, Any]
 """What it goes through, what goes in, and what the blocks are told of it."""
@@ -111,7 +111,7 @@ class Decoder:
 
 
 @lru_cache(maxsize=8)
-def _plan(pattern: str, *programs: Program) -> ChunkPlan:
+def _plan(pattern: str, *programs: Steps) -> ChunkPlan:
     return lay_out(pattern, *programs)
 
 

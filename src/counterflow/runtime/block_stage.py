@@ -15,7 +15,7 @@ from counterflow.runtime.forward_program import ForwardProgram
 from counterflow.runtime.stage import Stage, gradients
 from counterflow.runtime.weights import Split
 from counterflow.runtime.wire import tensors_of
-from counterflow.schedule.chunk_plans import TRAINING, ChunkPlan, Program, lay_out, one_after_the_other
+from counterflow.schedule.chunk_plans import TRAINING, ChunkPlan, Steps, lay_out, one_after_the_other
 
 
 class BlockStage(Stage):
@@ -88,10 +88,10 @@ def overlapped(forward: ForwardProgram, backward: BackwardProgram) -> None:
 
 
 @cache
-def _alone(steps: Program) -> ChunkPlan:
+def _alone(steps: Steps) -> ChunkPlan:
     return one_after_the_other(steps)
 
 
 @cache
-def _training(forward: Program, backward: Program) -> ChunkPlan:
+def _training(forward: Steps, backward: Steps) -> ChunkPlan:
     return lay_out(TRAINING, forward, backward)

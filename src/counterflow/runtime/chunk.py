@@ -21,8 +21,7 @@ from torch.profiler import record_function
 
 from counterflow.runtime.blocks import buffer_for, ready_now
 from counterflow.runtime.exchange import Arrival, Exchange, Rows
-from counterflow.schedule.chunk_plans import ChunkPlan, Step
-from counterflow.schedule.chunk_plans import Program as Steps
+from counterflow.schedule.chunk_plans import ChunkPlan, Step, Steps
 
 
 def run(plan: ChunkPlan, *programs: Program, serial: bool = False) -> None:

@@ -21,7 +21,9 @@ from counterflow.schedule.chunk_plans import forward_steps
 class ForwardProgram(Program):
     """One micro-batch's forward; ``output`` is there when all steps have been issued.
 
-    With gradients enabled every step is recorded with a ``split`` of its own, for a ``BackwardProgram`` to follow.
+    What follows a block's last rows, its ``after``, is in one step with the ``before`` of the next: no rows travel
+    between them. With gradients enabled every step is recorded with a ``split`` of its own, for a ``BackwardProgram``
+    to follow.
     ``batch`` is what the blocks' contexts say of the micro-batch; ``mark``, ``halves`` and ``receives`` are those of
     ``forward_steps``.
     """
@@ -45,7 +47,9 @@ class ForwardProgram(Program):
         self.segments: dict[tuple[str, int], Segment] = {}
         self.received: dict[int, Tensor] = {}
         self.returned: dict[int, Tensor] = {}
+        # What the next compute step gets beside rows: the chunk's input as arguments, then a carry, or half a before.
         self._state: Any = value if type(value) is tuple else (value,)
+        # Rows arrive without a graph; those that were sent with one will be asked for a gradient.
         self._rows_have_grad = False
         transfer = [methodcaller("_send"), methodcaller("wait")] if receives else [methodcaller("_send")]
         for block, has_shared in enumerate(chunk.shared):

@@ -31,7 +31,8 @@ class Step:
         return f"{self.name} of layer {self.layer}"
 
 
-Program = tuple[Step, ...]
+Steps = tuple[Step, ...]
+"""Those of one program, in an order in which they could be issued."""
 
 TRAINING = (
     "combine(B) shared(B) tail(W) attn(F) mlp(B) dispatch(F) dispatch(B) "
@@ -49,9 +50,7 @@ DECODE = (
 """One layer of two decodes, where the compute lane itself sends and receives."""
 
 
-def forward_steps(
-    shared: Sequence[bool], mark: str = "(F)", *, halves: bool = False, receives: bool = False
-) -> Program:
+def forward_steps(shared: Sequence[bool], mark: str = "(F)", *, halves: bool = False, receives: bool = False) -> Steps:
     """A forward through blocks, of which ``shared`` says whether each has work that needs no rows.
 
     With ``halves`` the part before dispatch comes as ``attn-a`` and ``attn-b``; with ``receives`` the wait for rows is
@@ -82,7 +81,7 @@ def forward_steps(
     return tuple(steps)
 
 
-def backward_steps(shared: Sequence[bool], *, weights: bool = True) -> Program:
+def backward_steps(shared: Sequence[bool], *, weights: bool = True) -> Steps:
     """A backward through the same blocks, the last one first; without ``weights`` what only they need is left out.
 
     Example:
@@ -114,7 +113,7 @@ def backward_steps(shared: Sequence[bool], *, weights: bool = True) -> Program:
 class ChunkPlan:
     """Programs and one order for all their steps: pairs (program, place in it)."""
 
-    programs: tuple[Program, ...]
+    programs: tuple[Steps, ...]
     order: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
@@ -148,7 +147,7 @@ class ChunkPlan:
         return tuple(self.programs[program][place].name for program, place in self.order)
 
 
-def lay_out(pattern: str, *programs: Program) -> ChunkPlan:
+def lay_out(pattern: str, *programs: Steps) -> ChunkPlan:
     """The plan that repeats ``pattern``, the names of one layer's steps, until every step has been issued.
 
     A name whose next step still needs another one is passed over until the next round, so one pattern serves from the
@@ -192,7 +191,7 @@ def lay_out(pattern: str, *programs: Program) -> ChunkPlan:
     return ChunkPlan(programs, tuple(order))
 
 
-def one_after_the_other(*programs: Program) -> ChunkPlan:
+def one_after_the_other(*programs: Steps) -> ChunkPlan:
     """The plan that hides nothing: every program in its own order, the next one behind it."""
     return ChunkPlan(
         programs, tuple((program, place) for program, steps in enumerate(programs) for place in range(len(steps)))
@@ -208,7 +207,7 @@ def in_a_row(*plans: ChunkPlan) -> ChunkPlan:
         >>> print(*in_a_row(pair, pair).names[8:13])
         attn0 dispatch0 tail0 tail1 attn1
     """
-    programs: list[Program] = []
+    programs: list[Steps] = []
     order: list[tuple[int, int]] = []
     waiting: list[tuple[int, int]] = []
     for plan in plans:
