@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from counterflow import dualpipev
+from counterflow.errors import PipelineError
 from counterflow.runtime import Pipeline
 from counterflow.runtime.clock import WallClock
 from counterflow.schedule import Action
 from runtime.cases import Case, assert_bitwise, expected_gradients, gradients_by_rank, ordinary_case
+from runtime.chunks import FEATURES, LateExchange, stage_of_blocks
 
 
 class Breaking(WallClock):
@@ -85,3 +88,20 @@ def test_wherever_a_first_step_breaks_the_next_one_starts_afresh(size: tuple[str
             assert_bitwise(gradients_by_rank(pipeline), expected)
             for parameter in pipeline.parameters():
                 parameter.grad = None
+
+
+class WithAnother(LateExchange):
+    """With a rank that is not here."""
+
+    num_ranks = 2
+
+
+def test_a_pipeline_in_one_process_that_shares_experts_with_others_does_not_go_on() -> None:
+    """They wait within the broken step, and would take the rows of the next one for its."""
+    stages = {stage: stage_of_blocks(stage, WithAnother()) for stage in range(2)}
+    pipeline = Pipeline.in_process(dualpipev(1, 2), [stages], torch.nn.functional.mse_loss)
+    x = [torch.ones(3, FEATURES, dtype=torch.float64)] * 2
+    with pytest.raises(PipelineError, match="did not say how many rows go to each of 2 ranks"):
+        pipeline.step(x, x)
+    with pytest.raises(PipelineError, match=r"broke in an earlier step .*; build a new one"):
+        pipeline.step(x, x)

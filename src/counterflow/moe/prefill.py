@@ -68,7 +68,7 @@ class PartCost:
 
 
 def split_prompts(lengths: Sequence[int], config: ModelConfig) -> tuple[Parts, Parts]:
-    """Prompts of ``lengths`` tokens in two micro-batches that cost as nearly the same as they can, see ``PartCost``.
+    """Prompts of ``lengths`` tokens in two micro-batches whose costs differ by a token's at most, see ``PartCost``.
 
     At most one prompt is cut in two; its first part is in the first micro-batch, which stores its latents in each layer
     before the second one looks at them. The dearer micro-batch never costs more than if tokens were counted and halved.

@@ -12,6 +12,7 @@ from torch import nn
 
 from counterflow.errors import PeerError, PipelineError
 from counterflow.runtime.batch import Batch, Microbatches
+from counterflow.runtime.blocks import OverlapBlock
 from counterflow.runtime.clock import Clock, CudaClock, WallClock
 from counterflow.runtime.drivers import AllRanks, Driver, OneRank
 from counterflow.runtime.executor import StepResult
@@ -312,7 +313,7 @@ class Pipeline:
         try:
             yield
         except BaseException as error:
-            if isinstance(self._driver, AllRanks):
+            if isinstance(self._driver, AllRanks) and not self._shares_experts():
                 self._recover()
             else:
                 self._broken = str(error)
@@ -320,6 +321,10 @@ class Pipeline:
                 for rank in self._ranks.values():
                     rank.watch.lost(str(error))
             raise
+
+    def _shares_experts(self) -> bool:
+        """Whether blocks exchange rows with other processes, which would take those of the next step for this one's."""
+        return any(isinstance(module, OverlapBlock) and module.exchange.num_ranks > 1 for module in self.modules())
 
     def _recover(self) -> None:
         """Within one process everything that was under way is known, and dropped: the next step starts afresh."""
