@@ -16,10 +16,10 @@ from counterflow.moe.block import MixtureBlock
 from counterflow.moe.cache import Decode, LatentCache, Part, Prefill
 from counterflow.moe.model import made_on
 from counterflow.runtime.backward_program import BackwardProgram
-from counterflow.runtime.blocks import Chunk
 from counterflow.runtime.chunk import run
 from counterflow.runtime.exchange import Arrival, Exchange, Here, Ready, Rows
 from counterflow.runtime.forward_program import ForwardProgram
+from counterflow.runtime.sequence import Chunk
 from counterflow.runtime.weights import LinearSplit
 from counterflow.schedule.chunk_plans import DECODE, PREFILL, TRAINING, ChunkPlan, lay_out, one_after_the_other
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from counterflow.moe import Decode, LatentCache, Part, Prefill
 from counterflow.moe import run as run_plainly
 from counterflow.runtime.backward_program import BackwardProgram
-from counterflow.runtime.blocks import Chunk
 from counterflow.runtime.chunk import run
 from counterflow.runtime.forward_program import ForwardProgram
+from counterflow.runtime.sequence import Chunk
 from counterflow.runtime.weights import LinearSplit
 from counterflow.schedule.chunk_plans import DECODE, PREFILL, TRAINING, lay_out, one_after_the_other
 from moe.models import TWO_LAYERS, any_placement, packed, tokens, whole

@@ -17,11 +17,11 @@ from counterflow.errors import PipelineError
 from counterflow.runtime import Context, OverlapBlock, Rows
 from counterflow.runtime.backward_program import BackwardProgram
 from counterflow.runtime.block_stage import BlockStage
-from counterflow.runtime.blocks import Chunk
 from counterflow.runtime.chunk import run
 from counterflow.runtime.forward_program import ForwardProgram
 from counterflow.runtime.graph_split import GraphSplit
 from counterflow.runtime.pipeline import SPLITS
+from counterflow.runtime.sequence import Chunk
 from counterflow.schedule.chunk_plans import (
     DECODE,
     PREFILL,

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from counterflow.runtime.backward_program import BackwardProgram
-from counterflow.runtime.blocks import Chunk
 from counterflow.runtime.chunk import run
 from counterflow.runtime.exchange import Rows
 from counterflow.runtime.forward_program import ForwardProgram
 from counterflow.runtime.loopback import LoopbackExchange
+from counterflow.runtime.sequence import Chunk
 from counterflow.runtime.weights import LinearSplit
 from counterflow.schedule.chunk_plans import (
     TRAINING,

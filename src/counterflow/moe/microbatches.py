@@ -14,9 +14,9 @@ from counterflow.errors import ModelError
 from counterflow.moe.block import MixtureBlock
 from counterflow.moe.config import ModelConfig
 from counterflow.runtime import Exchange
-from counterflow.runtime.blocks import Chunk
 from counterflow.runtime.chunk import run
 from counterflow.runtime.forward_program import ForwardProgram
+from counterflow.runtime.sequence import Chunk
 from counterflow.runtime.weights import Split
 from counterflow.schedule.chunk_plans import DECODE, ChunkPlan, Steps, lay_out
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from counterflow.runtime.backward_program import BackwardProgram
-from counterflow.runtime.blocks import Chunk
 from counterflow.runtime.chunk import run
 from counterflow.runtime.forward_program import ForwardProgram
+from counterflow.runtime.sequence import Chunk
 from counterflow.runtime.stage import Stage, gradients
 from counterflow.runtime.weights import Split
 from counterflow.runtime.wire import tensors_of

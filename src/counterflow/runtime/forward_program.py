@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterflow.runtime.blocks import Carry, Chunk, Context, checked, refuse_graphs, results_of, rows_of
+from counterflow.runtime.blocks import Carry, Context, checked, refuse_graphs, results_of, rows_of
 from counterflow.runtime.chunk import Program
 from counterflow.runtime.exchange import Rows
 from counterflow.runtime.segment import Segment
+from counterflow.runtime.sequence import Chunk
 from counterflow.runtime.weights import Split
 from counterflow.schedule.chunk_plans import forward_steps
 

@@ -11,10 +11,10 @@ from torch import nn
 from counterflow.errors import PipelineError
 from counterflow.runtime.batch import Batch
 from counterflow.runtime.block_stage import BlockStage
-from counterflow.runtime.blocks import Chunk
 from counterflow.runtime.clock import Clock
 from counterflow.runtime.executor import Executor
 from counterflow.runtime.heartbeat import Watch
+from counterflow.runtime.sequence import Chunk
 from counterflow.runtime.stage import LossFn, Stage
 from counterflow.runtime.transport import Handle, Transport
 from counterflow.runtime.twins import Twins
