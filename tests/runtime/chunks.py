@@ -96,7 +96,25 @@ class FrozenBlock(Block):
             parameter.requires_grad_(parameter is self.bias)
 
 
-KINDS = {kind.__name__: kind for kind in (Block, SharedBlock, HalvedBlock, CheckpointedBlock, FrozenBlock)}
+class OddBlock(Block):
+    """What nobody forbids: rows that lie crosswise, results of another width, None and numbers deep in what stays."""
+
+    def before(self, x: Tensor, ctx: Context) -> tuple[Carry, Tensor]:
+        carry, rows = super().before(x, ctx)
+        return [None, ({"carry": carry, "shift": 1.5}, torch.arange(len(rows)))], rows.t().contiguous().t()
+
+    def experts(self, received: Tensor, ctx: Context) -> Tensor:
+        return super().experts(received, ctx)[:, ::2]
+
+    def after(self, carry: Carry, returned: Tensor, ctx: Context) -> Tensor:
+        nothing, (kept, numbers) = carry
+        assert nothing is None
+        wide = torch.cat([returned, returned + kept["shift"]], dim=1)[numbers]
+        return super().after(kept["carry"], wide, ctx)
+
+
+_KINDS = (Block, SharedBlock, HalvedBlock, CheckpointedBlock, FrozenBlock, OddBlock)
+KINDS = {kind.__name__: kind for kind in _KINDS}
 
 
 def stage_of_blocks(stage: int, exchange: Exchange | None = None) -> nn.Sequential:
