@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from counterflow.runtime.loopback import NOT_SHOWN, LoopbackExchange
 ACTIONS = ("forward_us", "backward_us", "weight_us", "overlapped_us")
 
 
-def traced(device: torch.device, prepare: Callable[[], Callable[[], None]], folder: Path) -> dict[str, Any]:
+def traced(device: torch.device, prepare: Callable[[], Callable[[], None]]) -> dict[str, Any]:
     """A trace of the second of two runs: in the first one the profiler gets ready."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     synchronize = Stopwatch(device).synchronize
@@ -46,19 +47,19 @@ def traced(device: torch.device, prepare: Callable[[], Callable[[], None]], fold
                 recorded.step()
             work()
             synchronize()
-    path = folder / "trace.tmp"
-    recorded.export_chrome_trace(str(path))
-    trace: dict[str, Any] = json.loads(path.read_bytes())
-    path.unlink()
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        recorded.export_chrome_trace(str(path))
+        trace: dict[str, Any] = json.loads(path.read_bytes())
     return trace
 
 
 def profiled(share: Share, exchange: Exchange, path: Path) -> None:
     """Write the profile of a pair; decode's is of a CUDA graph."""
-    trace = traced(share.device, eager(share, exchange), path.parent)
+    trace = traced(share.device, eager(share, exchange))
     if share.deployment.mode == "decode" and share.device.type == "cuda":
         graph = pair_graph(share, exchange)
-        plain, trace = trace, traced(share.device, lambda: graph.replay, path.parent)
+        plain, trace = trace, traced(share.device, lambda: graph.replay)
         mark_phases(trace, plain)
     write_bytes(path, gzip.compress(json.dumps(trace, separators=(",", ":")).encode(), 9, mtime=0))
 

@@ -126,22 +126,40 @@ def _stretches(path: Path, *, wire: bool) -> Iterator[Stretch]:
 def transports_table(mode: dict[str, Any]) -> str:
     """Figures by transport."""
     heads = ["", "sequential", "compute alone", "wire alone", "overlapped", "hidden", "max / overlapped"]
-    heads += ["in a stream", "hidden", "max / stream", "compute beside as many idle CTAs", "peak GiB"]
+    heads += ["in a stream", "compute alone there", "hidden", "max / stream"]
+    heads += ["compute beside as many idle CTAs", "peak GiB"]
     rows = [
         [
             name,
-            *(f"{found[key]:.1f}" for key in ("sequential_ms", "compute_ms", "wire_ms", "overlapped_ms")),
-            f"{found['overlapped_hidden']:.0%}",
-            f"{found['overlapped_of_the_longer']:.3f}",
-            f"{found['steady_ms']:.1f}",
-            f"{found['steady_hidden']:.0%}",
-            f"{found['steady_of_the_longer']:.3f}",
+            *_shares(found),
             f"{found['compute_on_the_other_sms_ms']:.1f}" if "compute_on_the_other_sms_ms" in found else "",
             f"{found['peak_gib']:.1f}" if "peak_gib" in found else "",
         ]
         for name, found in sorted(mode["transports"].items(), key=lambda item: _ctas(item[0]))
     ]
     return _table(heads, rows)
+
+
+def _shares(found: dict[str, Any]) -> list[str]:
+    """Of one pair, and of one more in a stream of them."""
+    return [
+        *(f"{found[key]:.1f}" for key in ("sequential_ms", "compute_ms", "wire_ms", "overlapped_ms")),
+        f"{found['overlapped_hidden']:.0%}",
+        f"{found['overlapped_of_the_longer']:.3f}",
+        *(f"{found[key]:.1f}" for key in ("steady_ms", "steady_compute_ms")),
+        f"{found['steady_hidden']:.0%}",
+        f"{found['steady_of_the_longer']:.3f}",
+    ]
+
+
+def two_gpus_table(results: dict[str, Any]) -> str:
+    """Figures by NCCL's channels."""
+    heads = ["channels", "sequential", "compute alone", "wire alone", "overlapped", "hidden", "max / overlapped"]
+    heads += ["in a stream", "compute alone there", "hidden", "max / stream"]
+    channels = sorted(filter(str.isdigit, results), key=int)
+    told = f"{results['gpu']} × 2, PyTorch {results['torch']}, {results['library']}"
+    size = f"{results[channels[0]]['transfer_bytes'] / 1e6:.0f} MB in each direction a transfer"
+    return f"{told}; {size}.\n\n{_table(heads, [[number, *_shares(results[number])] for number in channels])}"
 
 
 def decode_table(graphs: dict[str, Any]) -> str:
@@ -213,6 +231,14 @@ def main() -> None:
             if path.exists() and results["gpu"] != "CPU":  # whose traces have no lanes
                 by = "20 CTAs" if suffix else "copy engines"
                 write_text(folder / f"{mode}{suffix}.svg", picture(path, f"{mode}, four layers, rows by {by}"))
+    two_gpus = folder / "two-gpus.json"
+    if two_gpus.exists():
+        blocks["two-gpus"] = two_gpus_table(json.loads(two_gpus.read_text(encoding="utf-8")))
+        for rank in range(2):
+            path = folder / f"two-gpus-{rank}.json.gz"
+            write_text(
+                path.with_suffix("").with_suffix(".svg"), picture(path, f"training, rank {rank} of two, rows by NCCL")
+            )
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):

@@ -127,24 +127,34 @@ def figures(share: Share, exchange: LoopbackExchange, rounds: int) -> dict[str, 
         "wire_ms": lambda: wire_alone(share, exchange),
         "overlapped_ms": lambda: once(share, exchange, share.pair, share.plan),
         "stream_ms": lambda: in_a_stream(share, exchange),
+        "compute_stream_ms": lambda: in_a_stream(share, share.still),
     }
     if exchange.ctas:
         ways["compute_on_the_other_sms_ms"] = compute_beside
-    found = medians(ways, rounds)
-    # What one more pair adds to a stream of them: neither begins nor ends.
-    found["steady_ms"] = (found["stream_ms"] - found["overlapped_ms"]) / (STREAM - 1)
-    compute, wire = found["compute_ms"], found["wire_ms"]
-    for way in ("overlapped", "steady"):
-        both = found[f"{way}_ms"]
-        found[f"{way}_hidden"] = (compute + wire - both) / min(compute, wire)
-        found[f"{way}_of_the_longer"] = max(compute, wire) / both
-        if exchange.ctas:
-            beside = found["compute_on_the_other_sms_ms"]
-            found[f"{way}_of_the_longer_on_the_other_sms"] = max(beside, wire) / both
+    found = with_shares(medians(ways, rounds))
+    if exchange.ctas:
+        beside = max(found["compute_on_the_other_sms_ms"], found["wire_ms"])
+        found["overlapped_of_the_longer_on_the_other_sms"] = beside / found["overlapped_ms"]
     if share.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         ways["overlapped_ms"]()
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return found
+
+
+def with_shares(found: dict[str, float]) -> dict[str, float]:
+    """The same, with what is hidden of the shorter of compute and wire, and the longer one over both.
+
+    *Steady* is what one more pair adds to a stream of them, which neither begins nor ends; it is held against what one
+    more pair adds without transfers, for a GPU that is busy for longer is slower.
+    """
+    found["steady_ms"] = (found["stream_ms"] - found["overlapped_ms"]) / (STREAM - 1)
+    found["steady_compute_ms"] = (found["compute_stream_ms"] - found["compute_ms"]) / (STREAM - 1)
+    wire = found["wire_ms"]
+    for way, compute in (("overlapped", found["compute_ms"]), ("steady", found["steady_compute_ms"])):
+        both = found[f"{way}_ms"]
+        found[f"{way}_hidden"] = (compute + wire - both) / min(compute, wire)
+        found[f"{way}_of_the_longer"] = max(compute, wire) / both
     return found
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from counterflow.trace import open_traces
+
 PROFILES = Path(__file__).parent.parent / "profiles"
 sys.path.insert(0, str(PROFILES))
 
@@ -41,8 +43,17 @@ def test_everything_is_measured_profiled_and_shown_in_a_tiny_model(tmp_path: Pat
     assert shown.count("| 20 CTAs |") == 3
 
 
+def test_two_ranks_are_measured_and_profiled_in_a_tiny_model(tmp_path: Path) -> None:
+    ran(PROFILES / "two_gpus.py", "--tiny", "--rounds", 1, "--channels", 8, "--out", tmp_path)
+    found = json.loads((tmp_path / "two-gpus.json").read_text(encoding="utf-8"))
+    assert found["library"] == "gloo"
+    assert found["8"]["overlapped_ms"] > 0
+    traces = open_traces(sorted(tmp_path.glob("*.json.gz")))
+    assert [trace.rank for trace in traces] == [0, 1]
+
+
 def test_the_published_figures_are_those_of_the_last_measurement(tmp_path: Path) -> None:
-    for name in ("README.md", "results.json"):
+    for name in ("README.md", "results.json", "two-gpus.json"):
         (tmp_path / name).write_bytes((PROFILES / name).read_bytes())
     ran(PROFILES / "show.py", tmp_path)
     assert (tmp_path / "README.md").read_bytes() == (PROFILES / "README.md").read_bytes()
