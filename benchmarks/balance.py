@@ -1,21 +1,21 @@
 """How even is `balance`, how near to what is possible, and how fast beside the published code?
 
-    python benchmarks/balance.py [--peer path/to/eplb.py] [--vllm path/to/eplb/policy/default.py] [--quick]
+    python benchmarks/balance.py [--peer path/to/eplb.py] [--vllm path/to/eplb/policy/default.py]
+                                 [--sglang path/to/eplb_algorithms/deepseek.py] [--quick]
 
 Five named seeds for each kind of load. Prints, as means over the seeds' layers, the balancedness of the published
 algorithm and of ours, our gap to the bound that no placement can beat, and our time. With ``--peer`` the published code
-itself runs in turns with ours, and has to give exactly the maps of ``rebalance_experts``; vLLM's policy runs where vLLM
-is installed or, with ``--vllm``, from that file and those it imports beside it; SGLang's where it is installed. Peers
-are timed on the first seed only: one call of the published code takes up to half a minute. Every time is the shortest
-of those taken in turns, since whatever else runs on a machine only adds to it. Ends with the time of a first call in a
-new process, with and without a compiled cache.
+itself runs in turns with ours, and has to give exactly the maps of ``rebalance_experts``; the policies of vLLM and of
+SGLang run where these are installed or, with ``--vllm`` and ``--sglang``, from that file and what it imports beside it.
+Peers are timed on the first seed only: one call of the published code takes up to half a minute. Every time is the
+shortest of those taken in turns, since whatever else runs on a machine only adds to it. Ends with the time of a first
+call in a new process, with and without a compiled cache.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -66,10 +66,11 @@ LOADS = {"lognormal": lognormal, "zipf 0.8": zipf(0.8), "zipf 1.2": zipf(1.2)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", type=Path, help="the published eplb.py")
-    parser.add_argument("--quick", action="store_true", help="one seed, and no new processes")
     parser.add_argument("--vllm", type=Path, help="the default.py of vLLM's policies, where vLLM is not installed")
+    parser.add_argument("--sglang", type=Path, help="the deepseek.py of SGLang's algorithms, where it is not installed")
+    parser.add_argument("--quick", action="store_true", help="one seed, and no new processes")
     options = parser.parse_args()
-    peers = _peers(options.peer, options.vllm)
+    peers = _peers(options.peer, options.vllm, options.sglang)
     seeds = dict(list(SEEDS.items())[: 1 if options.quick else None])
     print(f"seeds {', '.join(seeds)}; peers {', '.join(peers) or 'none'}\n")
     header = "| loads | balancedness, published | ours | gap % mean | worst | ours ms |"
@@ -115,35 +116,32 @@ def _times(load: np.ndarray, sizes: tuple[int, int, int, int], peers: dict[str, 
     return min(ours), [min(times) for times in theirs.values()]
 
 
-def _peers(path: Path | None, vllm: Path | None) -> dict[str, Call]:
+def _peers(published: Path | None, vllm: Path | None, sglang: Path | None) -> dict[str, Call]:
     peers: dict[str, Call] = {}
-    if path is not None:
-        spec = importlib.util.spec_from_file_location("published_eplb", path)
-        if spec is None or spec.loader is None or not path.is_file():
-            sys.exit(f"{path} is no Python file; give the eplb.py of https://github.com/deepseek-ai/EPLB")
-        eplb = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(eplb)
+    if published is not None:
+        eplb = _module("eplb", published)
         peers["published"] = lambda load, sizes: _exactly_ours(eplb, load, sizes)
     try:
-        policy = _vllm(vllm).DefaultEplbPolicy
-        peers["vLLM"] = lambda load, sizes: policy.rebalance_experts(_tensor(load), *sizes)
+        default = _module("vllm.distributed.eplb.policy.default", vllm).DefaultEplbPolicy
+        peers["vLLM"] = lambda load, sizes: default.rebalance_experts(_tensor(load), *sizes)
     except ImportError:
         if vllm is not None:
             raise
-    try:
-        vectorised = importlib.import_module("sglang.srt.eplb.eplb_algorithms.deepseek")
-        peers["SGLang"] = lambda load, sizes: vectorised.rebalance_experts(_tensor(load), *sizes, sizes[2] > 1)
+    try:  # what its `auto` chooses
+        deepseek = _module("sglang.srt.eplb.eplb_algorithms.deepseek", sglang)
+        peers["SGLang"] = lambda load, sizes: deepseek.rebalance_experts(_tensor(load), *sizes, sizes[2] > 1)
     except ImportError:
-        pass
+        if sglang is not None:
+            raise
     return peers
 
 
-def _vllm(path: Path | None) -> Any:
+def _module(name: str, path: Path | None) -> Any:
     if path is None:
-        return importlib.import_module("vllm.distributed.eplb.policy.default")
+        return importlib.import_module(name)
     if not path.is_file():
-        sys.exit(f"{path} is no file; give vllm/distributed/eplb/policy/default.py of vLLM's source or wheel")
-    folder = types.ModuleType("vllm_policies")  # stands in for the package, whose __init__ would import all of vLLM
+        sys.exit(f"{path} is no file; give the {name.replace('.', '/')}.py of its source or wheel")
+    folder = types.ModuleType(f"{name.split('.')[0]}_folder")  # stands in for the package, which would import far more
     folder.__path__ = [str(path.parent)]
     sys.modules[folder.__name__] = folder
     return importlib.import_module(f"{folder.__name__}.{path.stem}")
