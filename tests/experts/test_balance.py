@@ -124,6 +124,12 @@ def test_copies_share_a_gpu_where_there_are_more_slots_than_gpus_for_them() -> N
     assert placement.balancedness([[2, 1]]).tolist() == [1.0]
 
 
+@pytest.mark.parametrize("sizes", [(9, 3), (9, 3, 1, 2), (14, 2), (20, 4, 2, 2)])
+def test_gpus_with_room_for_more_than_every_expert_are_even_whatever_the_loads(sizes: tuple[int, ...]) -> None:
+    loads = [[1, 1], [5, 3], [0, 7]]
+    assert balance(loads, *sizes).certificate.gap.tolist() == pytest.approx([0, 0, 0], abs=1e-9)
+
+
 # --- what holds for all of them -----------------------------------------------------------------------------
 
 

@@ -217,6 +217,9 @@ def _place_rows(load: Floats, num_slots: int, num_gpus: int, bound: Floats) -> I
     slots = pack(load, counts, num_gpus, together)
     slots = improve(load, slots, num_gpus, together, bound, SOON if few else PATIENCE)
     uneven = _uneven(load, slots, num_gpus, bound)
+    if together > 1:  # every GPU has room for every expert, and with the same ones on all of them they are even
+        slots[uneven] = np.tile(np.arange(room) % load.shape[1], num_gpus)
+        return slots
     if few and len(uneven):
         slots[uneven] = split_otherwise(load[uneven], slots[uneven], num_gpus, bound[uneven], EVEN)
         uneven = uneven[_uneven(load[uneven], slots[uneven], num_gpus, bound[uneven])]
