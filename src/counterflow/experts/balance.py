@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from counterflow.errors import PlacementError
+from counterflow.experts.apart import parted
 from counterflow.experts.certificate import Certificate, limits
-from counterflow.experts.loads import Bools, Floats, Ints, as_loads
+from counterflow.experts.loads import Floats, Ints, as_loads
 from counterflow.experts.nodes import deal_groups, least_peak, spill
 from counterflow.experts.peaks import LOWER, co_located, gpu_peaks
 from counterflow.experts.placement import Placement, refuse_sizes, whole_number
@@ -258,44 +259,9 @@ def _at_least_published(
         theirs = gpu_peaks(scaled[maybe], published, num_gpus)
         better = theirs < LOWER * peaks[maybe]
         slots[maybe[better]], peaks[maybe[better]] = published[better], theirs[better]
-    avoidable = slots.shape[1] <= load.shape[1] * num_gpus
-    again = co_located(slots, num_gpus)
-    for layer in np.flatnonzero(again.any(axis=1)) if avoidable else ():
-        slots[layer] = _parted(scaled[layer], slots[layer], again[layer], num_gpus, num_gpus // num_nodes, peaks[layer])
-    return slots
-
-
-def _parted(
-    load: Floats,
-    slots: Ints,
-    again: Bools,
-    num_gpus: int,
-    gpus_per_node: int,
-    peak: float,
-) -> Ints:
-    """The ``slots`` of one layer, with the copies ``again`` moved off their GPUs, while no load passes ``peak``."""
-    share = load / np.bincount(slots, minlength=len(load))
-    gpu_of = np.arange(len(slots)) // (len(slots) // num_gpus)
-    held = np.zeros((num_gpus, len(load)), dtype=np.int64)
-    np.add.at(held, (gpu_of, slots), 1)
-    total = np.bincount(gpu_of, weights=share[slots], minlength=num_gpus)
-    for slot in np.flatnonzero(again):
-        here, expert = gpu_of[slot], slots[slot]
-        more = share[expert] - share[slots]  # what the GPU of the other slot would gain by changing places
-        higher = np.maximum(total[here] - more, total[gpu_of] + more)
-        parts = (
-            (held[here, slots] == 0) & (held[gpu_of, expert] == 0) & (gpu_of // gpus_per_node == here // gpus_per_node)
-        )
-        other = int(np.where(parts, higher, np.inf).argmin())
-        if held[here, expert] < 2 or not parts[other] or higher[other] > peak:
-            continue
-        there, moved = gpu_of[other], slots[other]
-        total[here], total[there] = total[here] - more[other], total[there] + more[other]
-        held[here, expert] -= 1
-        held[there, expert] += 1
-        held[there, moved] -= 1
-        held[here, moved] += 1
-        slots[slot], slots[other] = moved, expert
+    avoidable = slots.shape[1] // num_gpus <= load.shape[1] // num_nodes
+    for layer in np.flatnonzero(co_located(slots, num_gpus).any(axis=1)) if avoidable else ():
+        slots[layer] = parted(scaled[layer], slots[layer], num_gpus, num_gpus // num_nodes, peaks[layer])
     return slots
 
 
