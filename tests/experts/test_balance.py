@@ -302,6 +302,20 @@ anything = st.one_of(
 any_size = st.integers(-2, 12) | st.just(10**30) | scalars
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"num_gpus": torch.tensor(2, device="meta")},
+        {"hierarchy": np.array(["node", "none"])},
+        {"node_spill": torch.tensor(0.1, device="meta")},
+    ],
+    ids=lambda odd: next(iter(odd)),
+)
+def test_numbers_and_words_whose_own_methods_raise_are_one_sentence(odd: dict[str, Any]) -> None:
+    with pytest.raises(PlacementError, match="; it has to be "):
+        balance(np.ones((1, 4)), **({"num_replicas": 4, "num_gpus": 2, "num_nodes": 2, "num_groups": 2} | odd))
+
+
 @given(anything, st.lists(any_size, min_size=4, max_size=4), st.sampled_from(["auto", "node", "none", "x", 3]))
 @settings(max_examples=400)
 def test_whatever_comes_is_a_valid_placement_or_one_sentence(loads: Any, sizes: list[Any], hierarchy: Any) -> None:

@@ -138,6 +138,13 @@ def test_ranks_that_saw_other_steps_do_not_merge() -> None:
         LoadTracker.merge([])
 
 
+def test_what_is_no_tracker_does_not_merge() -> None:
+    with pytest.raises(PlacementError, match=r"^tracker 1 is a str; give the LoadTracker of each rank$"):
+        LoadTracker.merge([LoadTracker(*SHAPE), "tracker.npz"])  # type: ignore[list-item]
+    with pytest.raises(PlacementError, match=r"^the trackers are a LoadTracker; give a list, with that of each rank$"):
+        LoadTracker.merge(LoadTracker(*SHAPE))  # type: ignore[arg-type]
+
+
 # --- files --------------------------------------------------------------------------------------------------
 
 

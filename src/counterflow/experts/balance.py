@@ -115,8 +115,8 @@ def balance(
     return Placement(slots, load.shape[1], num_gpus, num_nodes, "node" if by_node else "none", certificate)
 
 
-def _keeps_groups(hierarchy: str, num_groups: int, num_nodes: int) -> bool:
-    if hierarchy not in ("auto", "node", "none"):
+def _keeps_groups(hierarchy: Any, num_groups: int, num_nodes: int) -> bool:
+    if not isinstance(hierarchy, str) or hierarchy not in ("auto", "node", "none"):
         raise PlacementError(f"the hierarchy is {reprlib.repr(hierarchy)}; it has to be 'auto', 'node' or 'none'")
     divides = num_groups % num_nodes == 0
     if hierarchy == "node" and not divides:
@@ -130,7 +130,7 @@ def _keeps_groups(hierarchy: str, num_groups: int, num_nodes: int) -> bool:
 def _spill_share(node_spill: float, by_node: bool) -> float:
     try:
         share = float(node_spill)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # a tensor without data raises RuntimeError: the caller is owed one sentence all the same
         share = -1.0
     if not 0.0 <= share <= 1.0:
         raise PlacementError(f"node_spill is {reprlib.repr(node_spill)}; it has to be a share of the load, from 0 to 1")

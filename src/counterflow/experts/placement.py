@@ -54,8 +54,9 @@ class Placement:
     def __post_init__(self) -> None:
         for name in ("num_experts", "num_gpus", "num_nodes"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name)))
-        if self.hierarchy not in HIERARCHIES:
-            raise PlacementError(f"the hierarchy is {reprlib.repr(self.hierarchy)}; it has to be 'node' or 'none'")
+        hierarchy: Any = self.hierarchy
+        if not isinstance(hierarchy, str) or hierarchy not in HIERARCHIES:
+            raise PlacementError(f"the hierarchy is {reprlib.repr(hierarchy)}; it has to be 'node' or 'none'")
         slots = _as_slots(self.physical_to_logical)
         object.__setattr__(self, "physical_to_logical", slots)
         refuse_sizes(self.num_experts, slots.shape[1], self.num_gpus, self.num_nodes)
@@ -213,7 +214,7 @@ def whole_number(name: str, value: Any) -> int:
     """
     try:
         number = operator.index(value)
-    except TypeError:
+    except Exception:  # a tensor without data raises RuntimeError: the caller is owed one sentence all the same
         number = 0
     if isinstance(value, bool | np.bool_) or not 1 <= number <= MOST_EXPERTS:
         raise PlacementError(f"{name} is {reprlib.repr(value)}; it has to be a whole number from 1 to {MOST_EXPERTS}")

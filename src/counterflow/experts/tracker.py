@@ -114,7 +114,8 @@ class LoadTracker:
         """One tracker that has seen, in every step, what all of these together have seen: those of several ranks.
 
         Raises:
-            PlacementError: there is none, or they differ in size, in how they forget, or in the steps they have seen.
+            PlacementError: there is none, one of them is something else, or they differ in size, in how they forget,
+                or in the steps they have seen.
 
         Example:
             >>> from counterflow import LoadTracker
@@ -124,11 +125,15 @@ class LoadTracker:
             >>> LoadTracker.merge(ranks).loads().tolist()
             [[5.0, 3.0]]
         """
+        if not isinstance(trackers, Iterable):
+            raise PlacementError(f"the trackers are a {type(trackers).__name__}; give a list, with that of each rank")
         together = list(trackers)
         if not together:
             raise PlacementError("there is no tracker to merge; give at least one")
         first = together[0]
         for number, other in enumerate(together):
+            if not isinstance(other, LoadTracker):
+                raise PlacementError(f"tracker {number} is a {type(other).__name__}; give the LoadTracker of each rank")
             for name in ("num_layers", "num_experts", "window_size", "step_interval", "decay", "num_steps"):
                 ours, theirs = getattr(first, name), getattr(other, name)
                 if ours != theirs:
@@ -221,7 +226,7 @@ class LoadTracker:
 def _as_decay(value: Any) -> float:
     try:
         decay = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # whatever it is: the caller is owed one sentence about it
         decay = math.nan
     if not 0.0 < decay < 1.0:
         raise PlacementError(f"the decay is {reprlib.repr(value)}; it has to lie between 0 and 1, such as 0.99")
