@@ -201,3 +201,11 @@ def test_loads_that_are_none_are_one_sentence(
 def test_a_load_beyond_float32_is_refused() -> None:
     with pytest.raises(PlacementError, match=r"expert 1 in layer 0 is 1e\+39; a load has to fit float32"):
         rebalance_experts(np.array([[1, 1e39]]), 2, 1, 1, 1)
+
+
+def test_more_replicas_than_can_be_meant_are_one_sentence() -> None:
+    hot = np.eye(1, 1000)
+    with pytest.raises(PlacementError, match="1 layers of 16777216 replicas are too many slots; give at most 4194304"):
+        rebalance_experts(hot, 2**24, 1, 1, 1)
+    with pytest.raises(PlacementError, match="a map of 1 layers, 1000 experts and 523289 replicas of one is too large"):
+        rebalance_experts(hot, 2**19, 1, 1, 1)

@@ -256,3 +256,10 @@ def test_hostile_counts_are_one_sentence_and_change_nothing(counts: Any, sentenc
 def test_sizes_that_are_none_are_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(PlacementError, match=f"^{sentence}"):
         LoadTracker(**({"num_layers": 2, "num_experts": 3} | arguments))
+
+
+def test_sizes_that_no_memory_holds_are_one_sentence() -> None:
+    with pytest.raises(
+        PlacementError, match=r"^16777216 layers of 16777216 experts are too many; give 67108864 at most"
+    ):
+        LoadTracker(2**24, 2**24)

@@ -112,3 +112,12 @@ def test_routes_that_do_not_fit_are_one_sentence(routes: Any, sources: Any, sent
     with pytest.raises(PlacementError) as caught:
         copies_per_token(routes, placement, sources)
     assert str(caught.value) == sentence
+
+
+def test_whatever_counts_as_a_whole_number_counts_as_the_groups_too() -> None:
+    class Two:
+        def __index__(self) -> int:
+            return 2
+
+    ways = alternatives(np.ones((1, 4)), 4, 4, 2, Two())  # type: ignore[arg-type]
+    assert list(ways) == ["published", "hierarchical", "global", "spill"]

@@ -13,7 +13,7 @@ from counterflow.experts.certificate import Certificate, limits
 from counterflow.experts.loads import Floats, Ints, as_loads
 from counterflow.experts.nodes import deal_groups, least_peak, spill
 from counterflow.experts.peaks import LOWER, co_located, gpu_peaks
-from counterflow.experts.placement import Placement, refuse_sizes, whole_number
+from counterflow.experts.placement import Placement, refuse_sizes, refuse_slots, whole_number
 from counterflow.experts.published import published_groups, published_peaks, published_slots
 from counterflow.experts.rebalance import at_home, from_current
 from counterflow.experts.rows import from_rows
@@ -22,9 +22,6 @@ from counterflow.experts.splits import split_otherwise
 
 MOST_PAIRS = 2**28
 """Experts times GPUs: 2 GiB of table, thousands of times what any model needs."""
-
-MOST_SLOTS = 2**22
-"""Layers times replicas, a hundred times what any model has."""
 
 FEW_GPUS = 8
 """On so few a single replica more or less shows, and to try other numbers of them costs little."""
@@ -93,10 +90,7 @@ def balance(
             f"{load.shape[1]} experts on {num_gpus} GPUs are too many: the search keeps a table of both, "
             f"of at most {MOST_PAIRS} entries"
         )
-    if len(load) * num_replicas > MOST_SLOTS:
-        raise PlacementError(
-            f"{len(load)} layers of {num_replicas} replicas are too many slots; give at most {MOST_SLOTS} in all"
-        )
+    refuse_slots(len(load), num_replicas)
     groups, nodes = (num_groups, num_nodes) if by_node else (1, 1)
     spill_share = _spill_share(node_spill, by_node)
     _refuse_current(current, max_moves, (*load.shape, num_replicas, num_gpus))

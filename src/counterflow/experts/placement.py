@@ -22,6 +22,12 @@ from counterflow.files import write_text
 FORMAT = 1
 HIERARCHIES = ("node", "none")
 
+MOST_SLOTS = 2**22
+"""Layers times replicas, a hundred times what any model has."""
+
+MOST_ENTRIES = 2**28
+"""Of a map from experts to slots: 2 GiB, a hundred times what any model needs."""
+
 
 @dataclass(frozen=True, eq=False)
 class Placement:
@@ -99,8 +105,7 @@ class Placement:
         expert = np.take_along_axis(self.physical_to_logical, order, axis=1)
         first = np.cumsum(self.logical_count, axis=1) - self.logical_count
         rank = np.arange(self.num_slots) - np.take_along_axis(first, expert, axis=1)
-        width = self.num_slots - self.num_experts + 1
-        where = np.full((self.num_layers, self.num_experts, width), -1, dtype=np.int64)
+        where = unfilled_map(self.num_layers, self.num_experts, self.num_slots - self.num_experts + 1)
         where[np.arange(self.num_layers)[:, None], expert, rank] = order
         return where
 
@@ -235,6 +240,28 @@ def refuse_sizes(num_experts: int, num_replicas: int, num_gpus: int, num_nodes: 
     else:
         return
     raise PlacementError(problem)
+
+
+def refuse_slots(num_layers: int, num_replicas: int) -> None:
+    """Raise PlacementError where there are more slots than can be meant."""
+    if num_layers * num_replicas > MOST_SLOTS:
+        raise PlacementError(
+            f"{num_layers} layers of {num_replicas} replicas are too many slots; give at most {MOST_SLOTS} in all"
+        )
+
+
+def unfilled_map(num_layers: int, num_experts: int, width: int) -> Ints:
+    """Room for the slots of each expert, all of it -1 [layers, experts, width].
+
+    Raises:
+        PlacementError: it would be more than can be meant, and most of it empty.
+    """
+    if num_layers * num_experts * width > MOST_ENTRIES:
+        raise PlacementError(
+            f"a map of {num_layers} layers, {num_experts} experts and {width} replicas of one is too large; "
+            f"give fewer replicas, for at most {MOST_ENTRIES} entries"
+        )
+    return np.full((num_layers, num_experts, width), -1, dtype=np.int64)
 
 
 def _as_slots(value: Any) -> Ints:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterflow.experts.loads import Ints, as_float32, is_tensor
-from counterflow.experts.placement import refuse_sizes, whole_number
+from counterflow.experts.placement import refuse_sizes, refuse_slots, unfilled_map, whole_number
 from counterflow.experts.replicas import give_replicas, run_on_arrays
 from counterflow.experts.rows import from_rows
 from counterflow.experts.torch_order import DEEPEST, Floats32, sort_rows, sum_as_torch
@@ -31,7 +31,8 @@ def rebalance_experts(
         with -1, where width is the largest count of this call, and ``logical_count`` [layers, experts].
 
     Raises:
-        PlacementError: the loads are none (see ``as_loads``), or the numbers do not divide as they have to.
+        PlacementError: the loads are none (see ``as_loads``), the numbers do not divide as they have to, or there are
+            a hundred times more replicas than any model has.
 
     Example:
         >>> import numpy as np
@@ -56,14 +57,15 @@ def rebalance_experts(
     if num_groups % num_nodes:
         num_groups, num_nodes = 1, 1
     refuse_sizes(load.shape[1], num_replicas, num_gpus, num_nodes, num_groups)
+    refuse_slots(len(load), num_replicas)
     group_loads = None
     if num_groups > num_nodes:
         group_loads = _group_loads(weight, load, num_groups)
     slots, rank, counts = published_slots(load, num_replicas, num_groups, num_nodes, num_gpus, group_loads)
     width = int(counts.max())
-    where = np.full((len(load), load.shape[1] * width), -1, dtype=np.int64)
-    np.put_along_axis(where, slots * width + rank, np.arange(num_replicas)[None], axis=1)
-    maps = slots, where.reshape(*load.shape, width), counts
+    where = unfilled_map(load.shape[0], load.shape[1], width)
+    where[np.arange(len(load))[:, None], slots, rank] = np.arange(num_replicas)
+    maps = slots, where, counts
     return tuple(_as_given(weight, array) for array in maps)
 
 

@@ -20,6 +20,7 @@ from counterflow.experts.placement import whole_number
 from counterflow.files import write_bytes
 
 FORMAT = 1
+MOST_COUNTS = 2**26  # half a GiB for every step of the window
 _ARRAYS = ("format", "window_size", "step_interval", "decay", "num_steps", "older", "recent")
 
 
@@ -33,7 +34,8 @@ class LoadTracker:
     equal.
 
     Raises:
-        PlacementError: a number is no whole number of at least 1, or ``decay`` is not between 0 and 1.
+        PlacementError: a number is no whole number of at least 1, or more than can be meant, or ``decay`` is not
+            between 0 and 1.
 
     Example:
         >>> from counterflow import LoadTracker
@@ -56,6 +58,10 @@ class LoadTracker:
     ) -> None:
         self.num_layers = whole_number("num_layers", num_layers)
         self.num_experts = whole_number("num_experts", num_experts)
+        if self.num_layers * self.num_experts > MOST_COUNTS:
+            raise PlacementError(
+                f"{self.num_layers} layers of {self.num_experts} experts are too many; give {MOST_COUNTS} at most"
+            )
         self.window_size = whole_number("window_size", window_size)
         self.step_interval = whole_number("step_interval", step_interval)
         self.decay = None if decay is None else _as_decay(decay)

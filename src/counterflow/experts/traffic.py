@@ -85,6 +85,7 @@ def alternatives(
         {'published': 0.6, 'hierarchical': 0.6, 'global': 0.6, 'spill': 0.6}
     """
     load = as_loads(loads)
+    num_nodes, num_groups = whole_number("num_nodes", num_nodes), whole_number("num_groups", num_groups)
     everywhere = balance(load, num_replicas, num_gpus, num_nodes, num_groups, "none")
     divides = num_groups % num_nodes == 0 and load.shape[1] % num_groups == 0
     by_node = (num_groups, num_nodes) if divides else (1, 1)
