@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from counterflow.experts.loads import Floats, Ints
-from counterflow.experts.peaks import co_located
+from counterflow.experts.loads import Bools, Floats, Ints
 
 
-def parted(load: Floats, slots: Ints, num_gpus: int, gpus_per_node: int, peak: float) -> Ints:
-    """The ``slots`` [slots] of one layer, with copies moved off GPUs that hold one, while no load passes ``peak``.
+def parted(load: Floats, slots: Ints, again: Bools, num_gpus: int, gpus_per_node: int, peak: float) -> Ints:
+    """The ``slots`` of one layer, with the copies ``again`` [slots] moved off their GPUs while no load passes ``peak``.
 
     A copy changes places with what lies on another GPU of its node, or makes way there for another expert of the node.
 
     Example:
         >>> import numpy as np
         >>> from counterflow.experts.apart import parted
-        >>> parted(np.array([5.0, 9.0, 0.0]), np.array([1, 1, 0, 2]), num_gpus=2, gpus_per_node=2, peak=9.0).tolist()
+        >>> slots, again = np.array([1, 1, 0, 2]), np.array([False, True, False, False])
+        >>> parted(np.array([5.0, 9.0, 0.0]), slots, again, num_gpus=2, gpus_per_node=2, peak=9.0).tolist()
         [1, 2, 0, 2]
     """
     slots = slots.copy()
@@ -24,7 +24,7 @@ def parted(load: Floats, slots: Ints, num_gpus: int, gpus_per_node: int, peak: f
     node_of = gpu_of // gpus_per_node
     held = np.zeros((num_gpus, len(load)), dtype=np.int64)
     np.add.at(held, (gpu_of, slots), 1)
-    for slot in np.flatnonzero(co_located(slots[None], num_gpus)[0]):
+    for slot in np.flatnonzero(again):
         here, expert = gpu_of[slot], slots[slot]
         if held[here, expert] < 2:
             continue

@@ -10,7 +10,7 @@ import numpy as np
 from counterflow.errors import PlacementError
 from counterflow.experts.apart import parted
 from counterflow.experts.certificate import Certificate, limits
-from counterflow.experts.loads import Floats, Ints, as_loads
+from counterflow.experts.loads import Bools, Floats, Ints, as_loads
 from counterflow.experts.nodes import deal_groups, least_peak, spill
 from counterflow.experts.peaks import LOWER, co_located, gpu_peaks
 from counterflow.experts.placement import Placement, refuse_sizes, refuse_slots, whole_number
@@ -100,12 +100,13 @@ def balance(
         slots, bound = _place_by_node(scaled, num_replicas, num_gpus, nodes, groups, spill_share, least)
     else:
         slots, bound = _place_rows(scaled, num_replicas, num_gpus, least), least
-    slots = _at_least_published(load, scaled, exponent, slots, num_gpus, nodes, groups)
+    slots, again = _at_least_published(load, scaled, exponent, slots, num_gpus, nodes, groups)
     if current is not None:
         fresh = Placement(slots, load.shape[1], num_gpus, num_nodes)
         stays = at_home(scaled, current.physical_to_logical, nodes, groups, spill_share)
         slots = from_current(current, fresh, load, scaled, stays, nodes, groups, max_moves)
-    certificate = _certificate(slots, num_gpus, load, np.ldexp(least, exponent), np.ldexp(bound, exponent))
+        again = co_located(slots, num_gpus)
+    certificate = _certificate(slots, again, num_gpus, load, np.ldexp(least, exponent), np.ldexp(bound, exponent))
     return Placement(slots, load.shape[1], num_gpus, num_nodes, "node" if by_node else "none", certificate)
 
 
@@ -233,8 +234,11 @@ def _uneven(load: Floats, slots: Ints, num_gpus: int, bound: Floats) -> Ints:
 
 def _at_least_published(
     load: Floats, scaled: Floats, exponent: Ints, slots: Ints, num_gpus: int, num_nodes: int, num_groups: int
-) -> Ints:
-    """``slots``, or the published ones where those are more even; copies on one GPU are parted where they can be."""
+) -> tuple[Ints, Bools]:
+    """``slots``, or the published ones where those are more even, and where copies share a GPU (see ``co_located``).
+
+    Copies are parted where they can be.
+    """
     rounded, peaks = load.astype(np.float32), gpu_peaks(scaled, slots, num_gpus)
     maybe, part = np.arange(len(load)), rounded
     if num_nodes > 1:  # where its fullest node alone is above ours, there is no need to go on
@@ -254,20 +258,22 @@ def _at_least_published(
         better = theirs < LOWER * peaks[maybe]
         slots[maybe[better]], peaks[maybe[better]] = published[better], theirs[better]
     avoidable = slots.shape[1] // num_gpus <= load.shape[1] // num_nodes
-    for layer in np.flatnonzero(co_located(slots, num_gpus).any(axis=1)) if avoidable else ():
-        slots[layer] = parted(scaled[layer], slots[layer], num_gpus, num_gpus // num_nodes, peaks[layer])
-    return slots
+    again = co_located(slots, num_gpus)
+    for layer in np.flatnonzero(again.any(axis=1)) if avoidable else ():
+        row = parted(scaled[layer], slots[layer], again[layer], num_gpus, num_gpus // num_nodes, peaks[layer])
+        if not np.array_equal(row, slots[layer]):
+            slots[layer], again[layer] = row, co_located(row[None], num_gpus)
+    return slots, again
 
 
-def _certificate(slots: Ints, num_gpus: int, load: Floats, least: Floats, bound: Floats) -> Certificate:
+def _certificate(slots: Ints, again: Bools, num_gpus: int, load: Floats, least: Floats, bound: Floats) -> Certificate:
     max_load = gpu_peaks(load, slots, num_gpus)
     loaded = load.any(axis=1)
     bound = np.where(loaded, np.minimum(bound, max_load), 0.0)  # the same sum in another order may round up
     mean = load.sum(axis=1) / num_gpus
-    again = np.argwhere(co_located(slots, num_gpus))
     return Certificate(
         max_load,
         bound,
         limits(max_load, bound, mean, np.where(loaded, least, 0.0)),
-        tuple((int(layer), int(slot)) for layer, slot in again),
+        tuple((int(layer), int(slot)) for layer, slot in np.argwhere(again)),
     )
