@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -49,7 +50,20 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     import numba
 
     try:
-        fast: Callable[..., Any] = numba.njit(cache=True)(kernel)
+        kept = numba.njit(cache=True)(kernel)
     except RuntimeError:  # numba finds no folder for its cache: every process compiles for itself then
-        fast = numba.njit(kernel)
-    return fast
+        return numba.njit(kernel)  # type: ignore[no-any-return]
+
+    fast: Callable[..., Any] = kept
+
+    def run(*arguments: Any) -> Any:
+        nonlocal fast
+        if fast is kept:  # what numba raises here it raises before the loop begins
+            with suppress(Exception):
+                return kept(*arguments)
+            with suppress(Exception):  # the disk was full: by now it is compiled, and only not kept
+                return kept(*arguments)
+            fast = numba.njit(kernel)  # what lies in the cache is damaged
+        return fast(*arguments)
+
+    return run
