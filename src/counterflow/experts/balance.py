@@ -47,7 +47,7 @@ def balance(
     """Place ``num_replicas`` replicas so that the largest load of a GPU is as low as we can make it.
 
     ``loads`` [layers, experts] is what each expert has to do (see ``as_loads``). Every GPU gets equally many slots.
-    Replicas of one expert lie on different GPUs, unless putting some together lowers the layer's largest load: the
+    Replicas of one expert lie on different GPUs, unless the largest load is lower than what we find with all apart: the
     certificate lists those slots. No layer is less even than the published algorithm makes it for the same arguments.
     The same input gives the same placement, and a layer without load is placed as if all its experts were equal.
 
@@ -219,7 +219,7 @@ def _place_rows(load: Floats, num_slots: int, num_gpus: int, bound: Floats) -> I
     if few and len(uneven):
         slots[uneven] = split_otherwise(load[uneven], slots[uneven], num_gpus, bound[uneven], EVEN)
         uneven = uneven[_uneven(load[uneven], slots[uneven], num_gpus, bound[uneven])]
-    if len(uneven) and together < room:
+    if len(uneven) and room > 1:
         freely = improve(load[uneven], slots[uneven], num_gpus, room, bound[uneven])
         lower = gpu_peaks(load[uneven], freely, num_gpus) < (1 - EVEN) * gpu_peaks(
             load[uneven], slots[uneven], num_gpus

@@ -1,4 +1,4 @@
-"""How good a placement is, and what keeps it from being better: lower bounds that no placement can beat."""
+"""How good a placement is, and what keeps it from being better: lower bounds that no placement of its kind can beat."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ HOT_EXPERT, NODE_GROUPS, SLOTS, NOTHING = "hot expert", "node groups", "slots", 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """The largest GPU load of every layer against a bound that no placement of the same sizes can go below.
+    """The largest GPU load of every layer against a bound that no placement of the same kind can go below.
 
+    Of the same kind are those of the same sizes, and where groups are kept on nodes those that keep them there as well,
+    but for the ``node_spill`` allowed.
     ``max_load`` and ``max_load_bound`` are float64 [layers], in the unit of the loads. ``limited_by`` says for each
     layer what keeps the largest load above the mean: ``"hot expert"`` (its smallest possible share is larger than a
     GPU's mean load), ``"node groups"`` (the groups cannot be dealt to the nodes more evenly), ``"slots"`` (no way was
