@@ -231,6 +231,21 @@ def test_wherever_a_rank_dies_the_others_agree_on_what_is_where_and_it_is_there(
     assert len(outcomes) > LAYERS
 
 
+@pytest.mark.usefixtures("a_process_group")
+def test_who_cannot_reach_the_dead_still_sends_to_the_living_so_that_nobody_blames_them() -> None:
+    network = Network()
+    network.dead.add(2)
+    plan = plan_migration(*placements())
+    survivors = [Rank(network, rank, plan, 1 << 20) for rank in (0, 1, 3)]
+    for rank in survivors:
+        rank.start()
+    for rank in survivors:
+        rank.join(timeout=60)
+        assert isinstance(rank.error, PeerError)
+        assert "rank 2" in str(rank.error)
+        assert not rank.migration.swapped
+
+
 def any_placement(drawn: random.Random, gpus: int, room: int) -> Placement:
     """Copies of one expert on one GPU included."""
     rows = []

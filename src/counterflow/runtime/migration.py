@@ -237,21 +237,19 @@ class Migration:
         """Every expert that comes to this rank, by layer and expert, beside the slots; the others get theirs."""
         fetches = [(swap.layer, fetch) for swap in batch for fetch in _once(swap)]
         staged = self._stage([(layer, fetch.expert) for layer, fetch in fetches if fetch.to_gpu == self.rank])
-        handles: list[Handle] = []
+        handles: list[Handle | None] = []
+        problem: Exception | None = None
         # All ranks post in one order, so that on channels that are queues no two wait for each other.
         for layer, fetch in fetches:
-            what = f"expert {fetch.expert} of layer {layer} from rank {fetch.from_gpu} to {fetch.to_gpu}"
-            message = Message(Lane.EXPERTS, fetch.from_gpu, fetch.to_gpu, what)
-            here = fetch.from_gpu == self.rank
-            if here and fetch.to_gpu == self.rank:
-                _copy(staged[layer, fetch.expert], self._experts[layer][fetch.from_slot])
-            elif here:
-                tensors = [tensor.detach() for tensor in self._experts[layer][fetch.from_slot]]
-                handles.append(self._transport.send(message, tensors))
-            elif fetch.to_gpu == self.rank and fetch.from_gpu >= 0:
-                handles.append(self._transport.receive(message, staged[layer, fetch.expert]))
+            try:
+                handles.append(self._post(layer, fetch, staged))
+            except Exception as error:  # the others still get theirs, or they would wait in vain and blame this rank
+                problem = problem or error
+        if problem is not None:
+            raise problem
         for handle in handles:
-            handle.wait()
+            if handle is not None:
+                handle.wait()
         for layer, fetch in fetches:
             if fetch.to_gpu == self.rank and fetch.from_gpu < 0:
                 assert self._reload is not None, "seen to at the start"
@@ -259,6 +257,19 @@ class Migration:
         if self._room.is_cuda:  # there a wait is the stream's, and a vote has to mean that the experts are here
             torch.cuda.current_stream(self._room.device).synchronize()
         return staged
+
+    def _post(self, layer: int, fetch: Fetch, staged: dict[tuple[int, int], list[Tensor]]) -> Handle | None:
+        """This rank's side of a fetch, if it has one."""
+        what = f"expert {fetch.expert} of layer {layer} from rank {fetch.from_gpu} to {fetch.to_gpu}"
+        message = Message(Lane.EXPERTS, fetch.from_gpu, fetch.to_gpu, what)
+        here = fetch.from_gpu == self.rank
+        if here and fetch.to_gpu == self.rank:
+            _copy(staged[layer, fetch.expert], self._experts[layer][fetch.from_slot])
+        elif here:
+            return self._transport.send(message, [tensor.detach() for tensor in self._experts[layer][fetch.from_slot]])
+        elif fetch.to_gpu == self.rank and fetch.from_gpu >= 0:
+            return self._transport.receive(message, staged[layer, fetch.expert])
+        return None
 
     def _stage(self, coming: list[tuple[int, int]]) -> dict[tuple[int, int], list[Tensor]]:
         """Room for the experts: the largest elements first, so that all are aligned without a gap."""
