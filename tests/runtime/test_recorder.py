@@ -83,6 +83,18 @@ def test_statistics_hold_counts_and_no_routes(tmp_path: Path, counts: list[Any])
     assert read_recorder(tmp_path).tolist() == [[[3, 1]]]
 
 
+def test_counts_that_a_gradient_could_flow_to_are_counts(tmp_path: Path) -> None:
+    counts = torch.tensor([[3.0, 1.0]], requires_grad=True)
+    assert read_recorder(save(tmp_path, "stat.pt", {"logical_count": counts})).tolist() == [[[3, 1]]]
+
+
+def test_what_torch_warns_of_is_not_told_beside_the_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    path.write_bytes(b"\x80\x04K\x01.")  # the number 1 in protocol 4: torch writes 2, and remarks upon others
+    with pytest.raises(PlacementError, match=r"cannot be read as tensors \(RuntimeError\)"):  # a warning would raise
+        read_recorder(path)
+
+
 def test_a_recording_of_passes_alone_has_no_routes(tmp_path: Path) -> None:
     content = recording(0, {1: FIRST})
     del content["records"][0]["topk_ids_of_layer"]
@@ -100,6 +112,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "list": ([torch.ones(2)], 'has no tensor "logical_count" and no "records"'),
     "empty": ({"records": []}, 'has no "records"; record at least one pass'),
     "text": ({"logical_count": "many"}, 'has no tensor "logical_count"; give a file'),
+    "sparse": ({"logical_count": torch.ones(2, 4).to_sparse()}, 'has a tensor "logical_count" that is no array'),
+    "meta": ({"logical_count": torch.ones(2, 4, device="meta")}, 'has a tensor "logical_count" that is no array'),
     "map": (recording(0, {1: FIRST}) | {"last_physical_to_logical_map": SLOTS - 1}, "says for no slot which expert"),
     "experts": (
         recording(0, {1: FIRST}) | {"last_physical_to_logical_map": SLOTS + 2},

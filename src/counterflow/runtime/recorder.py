@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,7 +151,8 @@ def _load(path: Path) -> dict[str, Any]:
     except ImportError:
         raise PlacementError(f"{path} is read by torch, which is not installed; install counterflow[torch]") from None
     try:
-        recorded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what torch remarks upon how it was written
+            recorded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and zipfile raise a dozen kinds for what is in a broken file
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         raise PlacementError(
@@ -169,7 +171,13 @@ def _array(path: Path, content: dict[str, Any], name: str) -> Array:
     tensor = content.get(name)
     if not isinstance(tensor, torch.Tensor):
         raise PlacementError(f'{path} has no tensor "{name}"; give a file of SGLang\'s recorder, unchanged')
-    return np.asarray((tensor.double() if tensor.is_floating_point() else tensor).numpy())
+    try:
+        return np.asarray((tensor.detach().double() if tensor.is_floating_point() else tensor).numpy())
+    except (TypeError, RuntimeError):  # sparse, quantized, or without any data
+        raise PlacementError(
+            f'{path} has a tensor "{name}" that is no array ({tensor.layout}, {tensor.dtype}, {tensor.device}); '
+            f"give a file of SGLang's recorder, unchanged"
+        ) from None
 
 
 _NUMBERS = ("forward_pass_id", "rank")
