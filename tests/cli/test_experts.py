@@ -454,6 +454,7 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
     ("cut.npz", cut, r"it is no \.npz file, or cut off \(BadZipFile\)"),
     ("damaged.npz", damaged, r"it is cut off or damaged \(BadZipFile\)"),
     ("npy.npz", lambda path: path.write_bytes(npy()), r"it holds a single array; name it \.npy"),
+    ("npz.npy", lambda path: path.write_bytes(npz()), r"it holds named arrays; name it \.npz"),
     ("keys.npz", lambda path: np.savez(path, a=1, b=2), "it has no array named 'loads' but 'a', 'b'; choose one"),
     ("nothing.npz", lambda path: np.savez(path), "it has no array named 'loads' but none at all"),
     ("broken.json", text("[[1, 2]"), "it is no JSON"),
@@ -479,6 +480,12 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
         "window 0: the load of expert 0 in",
     ),
 ]
+
+
+def npz() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, loads=np.ones((2, 4)))
+    return file.getvalue()
 
 
 def npy() -> bytes:

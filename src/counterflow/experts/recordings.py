@@ -158,7 +158,10 @@ def as_windows(loads: Any) -> Floats:
 def _from_npy(path: Path, data: bytes, key: str | None) -> Any:
     if key is not None:
         raise PlacementError(f"a .npy file has no array named {key!r}; leave the key out")
-    return _load(data, "no .npy file")
+    array = _load(data, "no .npy file")
+    if isinstance(array, np.lib.npyio.NpzFile):
+        raise PlacementError("it holds named arrays; name it .npz")
+    return array
 
 
 def _from_npz(path: Path, data: bytes, key: str | None) -> Any:
