@@ -170,13 +170,17 @@ def a_process_group() -> Iterator[None]:
 class Rank(threading.Thread):
     """Carries the plan out in a thread, and keeps what came of it."""
 
-    def __init__(self, network: Network, rank: int, plan: MigrationPlan, extra_bytes: int) -> None:
+    def __init__(
+        self, network: Network, rank: int, plan: MigrationPlan, extra_bytes: int, transport: type = Threaded
+    ) -> None:
         super().__init__(daemon=True)
         self.network, self.rank = network, rank
         before = [plan.held(layer) for layer in range(LAYERS)]
         room = plan.new.num_slots // GPUS
         self.slots = slots_of(before, rank, max(len(before[0][rank]), room))
-        self.migration = Migration(plan, self.slots, extra_bytes=extra_bytes, group=(network, rank), transport=Threaded)
+        self.migration = Migration(
+            plan, self.slots, extra_bytes=extra_bytes, group=(network, rank), transport=transport
+        )
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -195,9 +199,11 @@ class Rank(threading.Thread):
         return [self.migration.held(layer) for layer in range(LAYERS)]
 
 
-def ranks_over(network: Network, extra_bytes: int, plan: MigrationPlan | None = None) -> list[Rank]:
+def ranks_over(
+    network: Network, extra_bytes: int, plan: MigrationPlan | None = None, transport: type = Threaded
+) -> list[Rank]:
     plan = plan or plan_migration(*placements())
-    ranks = [Rank(network, rank, plan, extra_bytes) for rank in range(GPUS)]
+    ranks = [Rank(network, rank, plan, extra_bytes, transport) for rank in range(GPUS)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -244,6 +250,106 @@ def test_who_cannot_reach_the_dead_still_sends_to_the_living_so_that_nobody_blam
         assert isinstance(rank.error, PeerError)
         assert "rank 2" in str(rank.error)
         assert not rank.migration.swapped
+
+
+# --- every point at which a rank may stall ------------------------------------------------------------------
+
+
+class Stalling(Network):
+    """Connections like gloo's: a wait that times out closes all of that rank, and what had arrived by then is there.
+
+    Time passes when all ranks wait. The mortal one stalls, with its connections open, instead of posting or waiting
+    for the ``last``-th time.
+    """
+
+    def __init__(self, mortal: int = -1, last: int = -1) -> None:
+        super().__init__(mortal, last)
+        self.now, self.closed, self.waits = 0.0, set[int](), dict[int, tuple[float, Half]]()
+        self.halves: dict[tuple[Lane, int, int, bool], deque[Half]] = defaultdict(deque)
+
+    def pass_by(self, rank: int) -> None:
+        if rank == self.mortal:
+            self.posted += 1
+            self.left -= 1
+            if self.left == 0:
+                raise Death
+
+    def times_out(self, rank: int) -> bool:
+        stuck = all(not half.done and not half.ends & self.closed for _, half in self.waits.values())
+        return (
+            stuck
+            and len(self.waits) + len(self.dead) == GPUS
+            and rank == min(self.waits, key=lambda r: (self.waits[r][0], r))
+        )
+
+
+class Half:
+    """One side of a message."""
+
+    def __init__(self, network: Stalling, rank: int, message: Message, tensors: list[Tensor], timeout_s: float) -> None:
+        self.network, self.rank, self.message, self.tensors, self.timeout_s = network, rank, message, tensors, timeout_s
+        self.ends, self.done = {message.source, message.target}, False
+        with network.changed:
+            network.pass_by(rank)
+            if self.ends & network.closed:
+                raise PeerError(f"could not post {message.what}: a connection is closed")
+            key, sends = (message.lane, message.source, message.target), rank == message.source
+            if others := network.halves[*key, not sends]:
+                other = others.popleft()
+                source, target = (self, other) if sends else (other, self)
+                for to, of in zip(target.tensors, source.tensors, strict=True):
+                    to.copy_(of)
+                self.done = other.done = True
+                network.changed.notify_all()
+            else:
+                network.halves[*key, sends].append(self)
+
+    def wait(self) -> None:
+        network = self.network
+        with network.changed:
+            network.pass_by(self.rank)
+            network.waits[self.rank] = network.now + self.timeout_s, self
+            try:
+                while not self.done:
+                    if self.ends & network.closed:
+                        raise PeerError(f"waited for {self.message.what}: a connection is closed")
+                    if network.times_out(self.rank):
+                        network.now = network.waits[self.rank][0]
+                        network.closed.add(self.rank)
+                        raise PeerError(f"waited {self.timeout_s} s for {self.message.what}")
+                    network.changed.notify_all()
+                    network.changed.wait(timeout=30)
+            finally:
+                del network.waits[self.rank]
+                network.changed.notify_all()
+
+
+class LikeGloo(Threaded):
+    def __init__(self, group: tuple[Stalling, int], channels: object, timeout_s: float, *_: object) -> None:
+        super().__init__(group)
+        self.timeout_s = timeout_s
+
+    def send(self, message: Message, tensors: list[Tensor]) -> Half:
+        return Half(self.network, self.rank, message, tensors, self.timeout_s)
+
+    receive = send
+
+
+@pytest.mark.usefixtures("a_process_group")
+def test_wherever_a_rank_stalls_the_others_agree_on_what_is_where_and_it_is_there() -> None:
+    mortal = Stalling(mortal=2)
+    assert all(rank.error is None for rank in ranks_over(mortal, EXPERT_BYTES, transport=LikeGloo))
+    for last in range(1, mortal.posted + 1):
+        ranks = ranks_over(Stalling(mortal=2, last=last), EXPERT_BYTES, transport=LikeGloo)
+        assert isinstance(ranks[2].error, Death)
+        survivors = [ranks[0], ranks[1], ranks[3]]
+        for rank in survivors:
+            assert rank.error is None or isinstance(rank.error, PeerError)
+            assert rank.held == survivors[0].held
+            assert holds_what_it_says(rank.slots, rank.held, rank.rank)
+
+
+# --- any placement, any memory ------------------------------------------------------------------------------
 
 
 def any_placement(drawn: random.Random, gpus: int, room: int) -> Placement:

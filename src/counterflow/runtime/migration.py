@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -285,39 +285,25 @@ class Migration:
         """What every rank says to the swap, as far as anyone who is left knows, and who was not heard.
 
         In the second round each passes on what it knows. So when a rank dies while it tells the others, those who
-        heard it tell those who did not, and all that are left come to one decision.
+        heard it tell those who did not, and all that are left come to one decision. It may also stall: then the wait
+        for it times out, upon which gloo closes all connections of this rank. What the others pass on has to be here
+        by then, so both rounds are listened for from the start, and nobody waits for its sends before it passes on.
         """
-        known = [_SILENT] * self._ballot.num_ranks
-        known[self.rank] = _YES if yes else _NO
-        silence: PeerError | None = None
-        for _ in range(2):
-            heard, problem = self._tell(known)
-            silence = silence or problem
-            known = [max(votes) for votes in zip(known, *heard, strict=True)]
-        return known, silence
-
-    def _tell(self, known: list[int]) -> tuple[list[list[int]], PeerError | None]:
-        """Tell all others, and hear from those that are there."""
-        mine = torch.tensor(known, dtype=torch.int64)
-        others = [rank for rank in range(len(known)) if rank != self.rank]
-        heard = {rank: torch.zeros_like(mine) for rank in others}
-        handles: list[Handle] = []
-        silence: PeerError | None = None
-        for other in others:
-            for post, source, target, tensor in (
-                (self._ballot.send, self.rank, other, mine),
-                (self._ballot.receive, other, self.rank, heard[other]),
-            ):
-                try:
-                    handles.append(post(Message(Lane.HEADER, source, target, f"the vote of rank {source}"), [tensor]))
-                except PeerError as error:
-                    silence = silence or error
-        for handle in handles:
-            try:
-                handle.wait()
-            except PeerError as error:
-                silence = silence or error
-        return [tensor.tolist() for tensor in heard.values()], silence
+        others = [rank for rank in range(self._ballot.num_ranks) if rank != self.rank]
+        heard = torch.full((2, self._ballot.num_ranks, self._ballot.num_ranks), _SILENT)  # by round and by who tells
+        heard[0, self.rank, self.rank] = _YES if yes else _NO
+        silence: list[PeerError] = []
+        rounds = [
+            [_posted(self._ballot.receive, other, self.rank, votes[other], silence) for other in others]
+            for votes in heard
+        ]
+        sends = []
+        for receives in rounds:
+            known = heard.amax(dim=(0, 1))
+            sends += [_posted(self._ballot.send, self.rank, other, known, silence) for other in others]
+            _wait_for(receives, silence)
+        _wait_for(sends, silence)
+        return heard.amax(dim=(0, 1)).tolist(), silence[0] if silence else None
 
     def _swap(self, batch: list[Swap], staged: dict[tuple[int, int], list[Tensor]]) -> None:
         for swap in batch:
@@ -347,6 +333,26 @@ def _once(swap: Swap) -> Iterator[Fetch]:
         if (fetch.to_gpu, fetch.expert) not in seen:
             seen.add((fetch.to_gpu, fetch.expert))
             yield fetch
+
+
+def _posted(
+    post: Callable[[Message, list[Tensor]], Handle], source: int, target: int, votes: Tensor, silence: list[PeerError]
+) -> Handle | None:
+    """The vote of ``source`` under way to ``target``, if that can be reached."""
+    try:
+        return post(Message(Lane.HEADER, source, target, f"the vote of rank {source}"), [votes])
+    except PeerError as error:
+        silence.append(error)
+        return None
+
+
+def _wait_for(handles: Iterable[Handle | None], silence: list[PeerError]) -> None:
+    for handle in handles:
+        try:
+            if handle is not None:
+                handle.wait()
+        except PeerError as error:
+            silence.append(error)
 
 
 def _coming(swap: Swap) -> Counter[int]:
