@@ -495,6 +495,18 @@ def test_a_group_of_another_size_is_refused() -> None:
         Migration(plan, {}, extra_bytes=12)
 
 
+@pytest.mark.usefixtures("a_process_group")
+@pytest.mark.parametrize("surroundings", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_weights_may_be_parameters_or_made_for_inference(surroundings: type) -> None:
+    with surroundings():
+        slots = [[torch.full((2,), float(expert))] for expert in (0, 1, 0)]
+    if surroundings is not torch.inference_mode:
+        slots = [[torch.nn.Parameter(tensor)] for (tensor,) in slots]
+    plan = plan_migration(Placement([[0, 1, 0]], 2, 1), Placement([[0, 1, 1]], 2, 1))
+    Migration(plan, {0: slots}, extra_bytes=8).advance()
+    assert [slot[0].tolist() for slot in slots] == [[0, 0], [1, 1], [1, 1]]
+
+
 # --- other GPUs ---------------------------------------------------------------------------------------------
 
 

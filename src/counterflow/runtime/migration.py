@@ -364,7 +364,7 @@ def _shapes(tensors: Weights) -> str:
     return ", ".join(f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in tensors)
 
 
-@torch.no_grad()
+@torch.inference_mode()  # in which also weights that were made in it may change
 def _copy(targets: Weights, sources: Weights) -> None:
     for target, source in zip(targets, sources, strict=True):
         target.copy_(source)
