@@ -25,9 +25,9 @@ def placements() -> tuple[Placement, Placement]:
 
 
 def expert_tensors(layer: int, expert: int) -> list[Tensor]:
-    """Of several element sizes, and not a multiple of any."""
+    """Of several element sizes, and not a multiple of any; one of them lies transposed in memory."""
     drawn = torch.Generator().manual_seed(100 * layer + expert)
-    up, down = torch.randn(6, WIDTH, generator=drawn), torch.randn(WIDTH, 6, generator=drawn)
+    up, down = torch.randn(6, WIDTH, generator=drawn), torch.randn(6, WIDTH, generator=drawn).T
     return [torch.full((3,), expert, dtype=torch.int8), up, torch.tensor(1.0 + expert, dtype=torch.float64), down]
 
 

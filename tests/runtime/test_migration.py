@@ -121,6 +121,7 @@ class Threaded:
         self.num_ranks = GPUS
 
     def send(self, message: Message, tensors: list[Tensor]) -> "Sent":
+        assert all(tensor.is_contiguous() for tensor in tensors)  # any other is copied, which takes memory
         with self.network.changed:
             if self.rank == self.network.mortal:
                 self.network.posted += 1
@@ -462,6 +463,16 @@ def test_a_rank_that_cannot_load_what_was_lost_leaves_all_as_they_were() -> None
             {0: [[torch.zeros(3)], [torch.zeros(4)]]},
             12,
             "slot 1 of layer 0 on rank 0 has tensors float32[4] and slot 0",
+        ),
+        (
+            {0: [[torch.zeros(2, 3)], [torch.zeros(3, 2).T]]},
+            24,
+            "slot 1 of layer 0 on rank 0 has tensors float32[2, 3] with strides [1, 2] and slot 0 float32[2, 3]",
+        ),
+        (
+            {0: [[torch.zeros(4, 6)[:, :3]]] * 2},
+            48,
+            "slot 0 of layer 0 on rank 0 has float32[4, 3] with strides [6, 1], and to send what has gaps in memory",
         ),
         ({0: [[torch.zeros(3)], [torch.zeros(3)]]}, 11, "extra_bytes is 11 and an expert of layer 0 has 12 bytes"),
         ({0: [[torch.zeros(3)], [torch.zeros(3, device="meta")]]}, 12, "has experts on cpu and meta; have all"),

@@ -28,8 +28,9 @@ class Migration:
 
     Rank ``r`` of ``group`` (by default the world) is GPU ``r`` of ``plan.new``. ``experts`` maps each of
     ``plan.layers`` to the slots of this rank, and a slot to the tensors of the expert in it: its weights, and whatever
-    else has to travel with them. Experts of a layer have equal shapes. There are as many slots as the larger of both
-    placements gives to a GPU. What comes is copied into the tensors of its slot, so whoever holds them keeps them.
+    else has to travel with them. Experts of a layer have equal shapes and strides, and no gaps in memory. There are as
+    many slots as the larger of both placements gives to a GPU. What comes is copied into the tensors of its slot, so
+    whoever holds them keeps them.
 
     What is on its way lies in ``extra_bytes`` at most, allocated at once and freed at the end; one expert has to fit,
     and more make fewer, longer interruptions. ``reload`` gives the tensors of an expert, for (layer, expert), that the
@@ -173,6 +174,12 @@ class Migration:
                     f"layer {layer} got tensors for {len(slots)} slots of rank {self.rank}; give those of {max(rooms)}"
                 )
             for slot, tensors in enumerate(slots):
+                for tensor in tensors:
+                    if not _as_it_lies(tensor).is_contiguous():
+                        raise PipelineError(
+                            f"slot {slot} of layer {layer} on rank {self.rank} has {_shapes([tensor])}, and to send "
+                            f"what has gaps in memory takes more than extra_bytes; give tensors without"
+                        )
                 if _shapes(tensors) != _shapes(slots[0]):
                     raise PipelineError(
                         f"slot {slot} of layer {layer} on rank {self.rank} has tensors {_shapes(tensors)} and slot 0 "
@@ -266,9 +273,10 @@ class Migration:
         if here and fetch.to_gpu == self.rank:
             _copy(staged[layer, fetch.expert], self._experts[layer][fetch.from_slot])
         elif here:
-            return self._transport.send(message, [tensor.detach() for tensor in self._experts[layer][fetch.from_slot]])
+            tensors = self._experts[layer][fetch.from_slot]
+            return self._transport.send(message, [_as_it_lies(tensor.detach()) for tensor in tensors])
         elif fetch.to_gpu == self.rank and fetch.from_gpu >= 0:
-            return self._transport.receive(message, staged[layer, fetch.expert])
+            return self._transport.receive(message, [_as_it_lies(tensor) for tensor in staged[layer, fetch.expert]])
         return None
 
     def _stage(self, coming: list[tuple[int, int]]) -> dict[tuple[int, int], list[Tensor]]:
@@ -277,7 +285,7 @@ class Migration:
         start, views = 0, dict[tuple[tuple[int, int], int], Tensor]()
         for key, at, tensor in sorted(like, key=lambda it: -it[2].element_size()):
             end = start + tensor.nbytes
-            views[key, at] = self._room[start:end].view(tensor.dtype).view(tensor.shape)
+            views[key, at] = self._room[start:end].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
             start = end
         return {key: [views[key, at] for at in range(len(self._experts[key[0]][0]))] for key in coming}
 
@@ -361,7 +369,19 @@ def _coming(swap: Swap) -> Counter[int]:
 
 
 def _shapes(tensors: Weights) -> str:
-    return ", ".join(f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in tensors)
+    """Types and shapes, and how tensors that are not contiguous lie in memory."""
+    return ", ".join(
+        f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        f"{'' if tensor.is_contiguous() else f' with strides {list(tensor.stride())}'}"
+        for tensor in tensors
+    )
+
+
+def _as_it_lies(tensor: Tensor) -> Tensor:
+    """The same memory, its dimensions in the order they have there: contiguous without a copy, if it has no gaps."""
+    if tensor.is_contiguous():
+        return tensor
+    return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
 
 
 @torch.inference_mode()  # in which also weights that were made in it may change
