@@ -529,6 +529,9 @@ def test_who_is_left_alone_takes_what_it_lacks_from_a_checkpoint() -> None:
     try:
         with pytest.raises(PipelineError, match="experts of layer 0 have no copy left"):
             Migration(found.plan, {0: slots}, extra_bytes=64)
+        one_number = Migration(found.plan, {0: slots}, extra_bytes=64, reload=lambda *_: [torch.zeros(1)])
+        with pytest.raises(PipelineError, match=r"reload gave float32\[1\] for expert 2 of layer 0; give float32\[2\]"):
+            one_number.advance()
         loaded = []
 
         def reload(layer: int, expert: int) -> list[Tensor]:

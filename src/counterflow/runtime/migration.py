@@ -259,8 +259,7 @@ class Migration:
                 handle.wait()
         for layer, fetch in fetches:
             if fetch.to_gpu == self.rank and fetch.from_gpu < 0:
-                assert self._reload is not None, "seen to at the start"
-                _copy(staged[layer, fetch.expert], self._reload(layer, fetch.expert))
+                _copy(staged[layer, fetch.expert], self._reloaded(layer, fetch.expert))
         if self._room.is_cuda:  # there a wait is the stream's, and a vote has to mean that the experts are here
             torch.cuda.current_stream(self._room.device).synchronize()
         return staged
@@ -278,6 +277,16 @@ class Migration:
         elif fetch.to_gpu == self.rank and fetch.from_gpu >= 0:
             return self._transport.receive(message, [_as_it_lies(tensor) for tensor in staged[layer, fetch.expert]])
         return None
+
+    def _reloaded(self, layer: int, expert: int) -> Weights:
+        """As ``reload`` gives it; of another shape a copy would be made as well, over and over."""
+        assert self._reload is not None, "seen to at the start"
+        tensors, like = self._reload(layer, expert), self._experts[layer][0]
+        if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in like]:
+            raise PipelineError(
+                f"reload gave {_shapes(tensors)} for expert {expert} of layer {layer}; give {_shapes(like)}"
+            )
+        return tensors
 
     def _stage(self, coming: list[tuple[int, int]]) -> dict[tuple[int, int], list[Tensor]]:
         """Room for the experts: the largest elements first, so that all are aligned without a gap."""
