@@ -277,6 +277,10 @@ def test_files_that_are_empty_cut_off_or_missing(refusal: Run, tmp_path: Path) -
         ("--gpus 4 --replicas 12 --policy best", "'best' is not one of 'none', 'published'"),
         ("--gpus 4 --replicas 12 --gb-per-s 5", "--gb-per-s 5 needs to know how much moves; give --expert-bytes"),
         ("--gpus 4 --replicas 12 --expert-bytes 0", "--expert-bytes is 0; it has to be a finite number above 0"),
+        (
+            "--gpus 4 --replicas 12 --plot x.svg --heatmap x.svg",
+            "both name x.svg, which can hold one picture; give two",
+        ),
         ("--gpus 4 --replicas 12 --plot x.jpg", "x.jpg ends in '.jpg'; a picture is drawn as .svg or .png"),
         ("--gpus 4 --replicas 12 --key loads", "a .npy file has no array named 'loads'"),
     ],

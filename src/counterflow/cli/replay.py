@@ -173,6 +173,8 @@ def _refuse_options(
     for path in (heatmap, plot):
         if path is not None and path.suffix not in (".svg", ".png"):
             raise PlacementError(f"{path} ends in {path.suffix!r}; a picture is drawn as .svg or .png")
+    if heatmap is not None and heatmap == plot:
+        raise PlacementError(f"--heatmap and --plot both name {plot}, which can hold one picture; give two files")
     if gb_per_s is not None and expert_bytes is None:
         raise PlacementError(f"--gb-per-s {gb_per_s:g} needs to know how much moves; give --expert-bytes as well")
     for name, value in (("--expert-bytes", expert_bytes), ("--gb-per-s", gb_per_s)):
