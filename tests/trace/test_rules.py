@@ -45,6 +45,8 @@ from traces import compact, kernel, trace
         ("void cuda::reduce_fused_impl<__nv_bfloat16, false>(int4 const*)", "compute"),
         ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float>>(int)", "compute"),
         ("void splitKreduce_kernel<float, float>(cublasSplitKParams<float>)", "compute"),
+        ("triton_poi_fused_all_to_all_single_clone_permute_view_0", "compute"),
+        ("triton_red_fused__to_copy_add_reduce_scatter_tensor_wait_tensor_3", "compute"),
         ("my_model::nccl_like_layer(float*)", "compute"),
         ("gemm_for_deep_ep(float*)", "compute"),
         ("", "compute"),

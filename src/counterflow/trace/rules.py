@@ -32,6 +32,8 @@ _SYMMETRIC = r"(?:c10d::|symmetric_memory::|at::native::|\{anonymous\}::)*"
 # The first rule whose pattern matches the start of the name decides.
 RULES: tuple[tuple[str, str, str], ...] = (
     # whose                class        how the function's name begins
+    # Inductor names a fusion after the graph's nodes around it, collectives among them: what it runs is compute.
+    ("Inductor", "compute", r"triton_[a-z]+_fused_"),
     ("DeepEP", "waiting", _DEEP_EP + r"(?:notify_\w+|cached_notify\w*|barrier\w*)"),
     ("DeepEP", "preparing", _DEEP_EP + r"(?:get_dispatch_layout|clean_low_latency_buffer)"),
     ("DeepEP", "transfer", _DEEP_EP),
