@@ -26,24 +26,30 @@ CLASSES = ("compute", "transfer", "waiting", "preparing", "memory", "unknown")
 COMPUTE, TRANSFER, WAITING, PREPARING, MEMORY, UNKNOWN_KERNEL = range(len(CLASSES))
 COMMUNICATION = (TRANSFER, WAITING, PREPARING)
 
-_DEEP_EP = r"(?:deep_ep|dpsk::ep)::(?:\w+::)*"
-_SYMMETRIC = r"(?:c10d::|symmetric_memory::|at::native::|\{anonymous\}::)*"
+_DEEP_EP = r"(?:deep_ep|dpsk::ep|nixl_ep|uccl)::(?:\w+::)*"
+_SYMMETRIC = r"(?:c10d::|symmetric_memory::|nvshmem_extension::|at::native::|\{anonymous\}::)*"
 
 # The first rule whose pattern matches the start of the name decides.
 RULES: tuple[tuple[str, str, str], ...] = (
     # whose                class        how the function's name begins
     # Inductor names a fusion after the graph's nodes around it, collectives among them: what it runs is compute.
     ("Inductor", "compute", r"triton_[a-z]+_fused_"),
-    ("DeepEP", "waiting", _DEEP_EP + r"(?:notify_\w+|cached_notify\w*|barrier\w*)"),
-    ("DeepEP", "preparing", _DEEP_EP + r"(?:get_dispatch_layout|clean_low_latency_buffer)"),
-    ("DeepEP", "transfer", _DEEP_EP),
+    ("DeepEP and its kin", "waiting", _DEEP_EP + r"(?:notify_\w+|cached_notify\w*|barrier\w*)"),
+    ("DeepEP and its kin", "preparing", _DEEP_EP + r"(?:get_dispatch_layout|clean_low_latency_buffer)"),
+    ("DeepEP and its kin", "transfer", _DEEP_EP),
     ("NCCL, RCCL", "transfer", r"[nr]ccl\w*Kernel"),
     ("MSCCL", "transfer", r"msccl(?:Kernel\w*|pp::)"),
     ("NVSHMEM", "waiting", r"(?:nvshmem|rocshmem)\w*?(?:barrier|sync|wait|quiet|fence)"),
     ("NVSHMEM", "transfer", r"(?:nvshmem|rocshmem)"),
-    ("symmetric memory", "waiting", _SYMMETRIC + r"(?:barrier|wait_signal)_kernel"),
+    ("NVSHMEM", "waiting", r"(?:barrier|sync)\w*_on_stream_kernel"),
+    ("NVSHMEM", "transfer", r"(?:broadcast|fcollect|rdxn)\w*_on_stream_kernel"),
+    ("symmetric memory", "waiting", _SYMMETRIC + r"(?:(?:barrier|wait_signal)_kernel|exchangeSplitAndOffset)"),
     ("symmetric memory", "transfer", _SYMMETRIC + r"(?:multimem_\w+|(?:one|two)_shot_all_reduce\w*|put_signal_kernel)"),
-    ("expert transfers", "transfer", r"(?:hybrid_ep|uccl|pplx|mori)::|(?:\w+::)*a2a_(?:dispatch|combine)"),
+    ("expert transfers", "preparing", r"(?:\w+::)*moeA2APrepare"),
+    ("expert transfers", "transfer", r"(?:\w+::)*(?:a2a_(?:dispatch|combine)|moeA2A(?:Dispatch|Combine))"),
+    ("expert transfers", "transfer", r"(?:hybrid_ep|pplx|mori)::|mooncake::(?:\w+::)*(?:dispatch|combine)"),
+    ("expert transfers", "transfer", r"Ep(?:Dispatch|Combine)\w*Kernel|kernel_(?:dispatch|combine)_token"),
+    ("user buffers", "transfer", r"(?:\w+::)*k?userbuffers_"),
     ("custom all-reduce", "transfer", r"(?:[\w{}]+::)*(?:cross_device_reduce|quickreduce)"),
     (
         "named after a collective",
