@@ -162,6 +162,18 @@ def test_one_broken_event_costs_no_other(tmp_path: Path) -> None:
     assert "the file is broken in 1 place: the events there are missing" in found.warnings
 
 
+@pytest.mark.parametrize("formatting", ["kineto", "reordered"])
+def test_a_fault_before_the_events_is_told(tmp_path: Path, formatting: str) -> None:
+    text = FORMATTINGS[formatting](sample()).replace('"deviceProperties"', '"deviceProperties', 1)
+    found = outcome(tmp_path / "broken.json", text.encode())
+    assert isinstance(found, Trace)
+    assert (len(found.work), found.rank, found.sms) == (9, None, {})
+    assert found.damaged
+    assert found.warnings[0] == (
+        "the file is broken before its events: what stands there, mostly its rank and GPUs, was not read"
+    )
+
+
 def test_where_it_gives_up_is_told(tmp_path: Path) -> None:
     text = compact(sample()).replace('"traceEvents":[', '"traceEvents":[' + '{"ph":,"X"},' * 1_000)
     found = outcome(tmp_path / "broken.json", text.encode())

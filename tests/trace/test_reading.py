@@ -59,6 +59,14 @@ def test_every_formatting_reads_as_the_reference(tmp_path_factory, formatting, d
     assert rows(open_trace(path)) == read_reference(path)
 
 
+@pytest.mark.parametrize("formatting", FORMATTINGS)
+def test_the_mark_before_utf_8_costs_nothing(tmp_path: Path, formatting: str) -> None:
+    text = FORMATTINGS[formatting](sample())
+    plain, marked = open_trace(written(tmp_path, text)), open_trace(written(tmp_path, "\ufeff" + text, "marked.json"))
+    assert rows(marked) == rows(plain)
+    assert (marked.rank, marked.sms, marked.warnings) == (3, {0: 132}, ())
+
+
 @given(data=traces, stretch=st.integers(40, 3000), block=st.integers(7, 900))
 def test_stretches_cut_anywhere_read_as_the_whole(tmp_path_factory, data, stretch, block) -> None:
     path = written(tmp_path_factory.mktemp("cut"), kineto(data))

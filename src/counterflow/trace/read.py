@@ -30,7 +30,7 @@ class Trace:
 
     ``rank`` is None where the file names none. ``names`` is the table that the columns' names and threads index;
     ``sms`` tells how many multiprocessors a device has. ``warnings`` are sentences about what could not be read; a
-    ``damaged`` file lacks some events. A ``timeline`` is one that counterflow wrote: its GPUs are the ranks of a step.
+    ``damaged`` file lacks a part. A ``timeline`` is one that counterflow wrote: its GPUs are the ranks of a step.
 
     Example:
         >>> import tempfile, pathlib
@@ -150,7 +150,7 @@ def _trace(file: str, columns: Columns, head: Head, warnings: list[str]) -> Trac
     launching = _among(launches.correlation, work.correlation)
     launches = launches if launching.all() else launches.rows(launching)
     warnings += _about_reading(head, columns) + _about_work(work, launches)
-    damaged = bool(head.cut or head.broken)
+    damaged = bool(head.cut or head.broken or head.lost)
     about = _rank(head.data), work, launches, annotations, columns.names, _sms(head.data), tuple(warnings)
     return Trace(file, *about, damaged, timeline=type(head.data.get("format")) is int)
 
@@ -165,6 +165,8 @@ def _among(values: Ints, known: Ints) -> npt.NDArray[np.bool_]:
 
 def _about_reading(head: Head, columns: Columns) -> list[str]:
     told = []
+    if head.lost:
+        told.append("the file is broken before its events: what stands there, mostly its rank and GPUs, was not read")
     if head.cut:
         told.append("the file ends before its events do: figures are of what stands before the cut")
     if head.broken == MOST_FAULTS:

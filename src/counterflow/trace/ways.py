@@ -15,7 +15,7 @@ from counterflow.trace.collector import Collector
 from counterflow.trace.columns import Columns, Joiner
 from counterflow.trace.scan import Opening, Scan, Unlike
 from counterflow.trace.source import BLOCK, Source, is_packed, opened
-from counterflow.trace.whole import Head, head_of, read_whole, recover_events
+from counterflow.trace.whole import Head, read_whole, recover_events
 
 PARALLEL_FROM = 48 << 20
 """A plain file of so many bytes is worth starting processes for."""
@@ -94,7 +94,7 @@ def _by_blocks(source: Source) -> tuple[Columns, Head] | None:
 def _rest(tail: bytes, collector: Collector, before: bytes) -> tuple[Columns, Head]:
     """What was collected, with the last slice, and what stands beside the events."""
     head = recover_events(tail, collector)
-    head.data = head_of(before) | head.data
+    head.precede(before)
     return collector.columns(), head
 
 

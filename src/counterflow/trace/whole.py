@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -38,11 +39,21 @@ class _File(msgspec.Struct):
 
 @dataclass
 class Head:
-    """What stands beside the events in a trace."""
+    """What stands beside the events in a trace; ``lost``: what stands before them is broken, and not in ``data``."""
 
     data: dict[str, Any] = field(default_factory=dict)
     broken: int = 0
     cut: bool = False
+    lost: bool = False
+
+    def precede(self, text: bytes) -> None:
+        """Take what stands before the events, from the file's first brace to before their key."""
+        try:
+            data = json.loads(repaired(unmarked(text)).strip().removesuffix(",") + "}")
+        except (ValueError, RecursionError):
+            self.lost = True
+        else:
+            self.data = data | self.data
 
 
 def read_whole(text: bytes, collector: Collector) -> Head:
@@ -51,6 +62,7 @@ def read_whole(text: bytes, collector: Collector) -> Head:
     Raises:
         TraceError: the text holds no trace.
     """
+    text = unmarked(text)
     if not text.strip():
         raise TraceError("the file is empty; give a trace as the PyTorch profiler writes it")
     try:
@@ -88,14 +100,12 @@ def recovered(text: bytes, collector: Collector) -> Head:
             'the file is not JSON with "traceEvents" in it, or it ends before them; '
             "give a trace as the PyTorch profiler writes it"
         )
-    if found is None:
-        start, before = text.index(b"[") + 1, {}
-    else:
-        start, before = found.end(), head_of(text[: found.start()])
+    start = text.index(b"[") + 1 if found is None else found.end()
     head = recover_events(text[start:], collector, closing="]" if bare else "]}")
     if bare and not len(collector.columns().names):
         raise TraceError("the file holds no event; give a trace as the PyTorch profiler writes it")
-    head.data = before | head.data
+    if found is not None:
+        head.precede(text[: found.start()])
     return head
 
 
@@ -200,10 +210,6 @@ def _rest(text: str) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def head_of(text: bytes) -> dict[str, Any]:
-    """What stands before the events, from the file's first brace to before their key; nothing where it is broken."""
-    try:
-        data = json.loads(repaired(text).strip().removesuffix(",") + "}")
-    except (ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
+def unmarked(text: bytes) -> bytes:
+    """The text without the mark that some editors put before UTF-8."""
+    return text.removeprefix(codecs.BOM_UTF8)
