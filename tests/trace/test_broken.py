@@ -257,6 +257,20 @@ def test_an_id_given_twice_costs_no_event_and_the_first_launch_counts(tmp_path: 
     assert [(phase.name, phase.compute_us) for phase in gpu.phases] == [("first", 4)]
 
 
+def test_ranks_joined_into_one_file_are_told_of(tmp_path: Path) -> None:
+    ranks = [
+        event | {"pid": f"[TP{rank}] {event['pid']}"}
+        for rank in (0, 1)
+        for event in (launch(0, 5), launch(3, 6), kernel("a", 7, 20, 1, 5, device=rank), kernel("b", 7, 30, 1, 6))
+    ]
+    found = outcome(tmp_path / "merged.json", compact(trace(ranks)).encode())
+    assert isinstance(found, Trace)
+    assert found.warnings == (
+        "several processes launched work under the same ids, as in a file of several ranks: its phases may be wrong, "
+        "and so are figures of GPUs with the same number; give the file of each rank",
+    )
+
+
 def test_work_without_a_launch_before_its_launch_and_on_several_gpus_is_measured_and_told(tmp_path: Path) -> None:
     work = [kernel("a", 7, 2, 4, 1), kernel("b", 7, 10, 4, 2), kernel("c", 7, 30, 5, 3, device=1)]
     found = outcome(tmp_path / "odd.json", compact(trace([launch(5, 1), launch(8, 2), *work])).encode())

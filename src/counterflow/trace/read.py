@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,7 +149,7 @@ def _trace(file: str, columns: Columns, head: Head, warnings: list[str]) -> Trac
         table.settle(base)
     launching = _among(launches.correlation, work.correlation)
     launches = launches if launching.all() else launches.rows(launching)
-    warnings += _about_reading(head, columns) + _about_work(work, launches)
+    warnings += _about_reading(head, columns) + _about_work(work, launches, columns.names)
     damaged = bool(head.cut or head.broken or head.lost)
     about = _rank(head.data), work, launches, annotations, columns.names, _sms(head.data), tuple(warnings)
     return Trace(file, *about, damaged, timeline=type(head.data.get("format")) is int)
@@ -178,7 +178,7 @@ def _about_reading(head: Head, columns: Columns) -> list[str]:
     return told
 
 
-def _about_work(work: GpuWork, launches: Launches) -> list[str]:
+def _about_work(work: GpuWork, launches: Launches, names: Sequence[str]) -> list[str]:
     if not len(work):
         return ["the trace holds no GPU work: profile with ProfilerActivity.CUDA"]
     if not len(launches):
@@ -188,6 +188,11 @@ def _about_work(work: GpuWork, launches: Launches) -> list[str]:
     orphans = int((launch < 0).sum())
     if orphans:
         told.append(f"{counted(orphans, 'piece')} of GPU work without a launch record: counted all the same")
+    if _by_several_processes(launches, names):
+        told.append(
+            "several processes launched work under the same ids, as in a file of several ranks: its phases may be "
+            "wrong, and so are figures of GPUs with the same number; give the file of each rank"
+        )
     early = launches.start_ns[launch] - work.start_ns
     early = early[(launch >= 0) & (early > 0)]
     if len(early):
@@ -196,6 +201,15 @@ def _about_work(work: GpuWork, launches: Launches) -> list[str]:
             f"{early.max() / 1000:.3f} µs: the clocks of CPU and GPU differ"
         )
     return told
+
+
+def _by_several_processes(launches: Launches, names: Sequence[str]) -> bool:
+    """Whether launches of one id come from several processes: each process counts its ids for itself."""
+    order = np.argsort(launches.correlation, kind="stable")
+    ids, threads = launches.correlation[order], launches.thread[order]
+    which = (ids[1:] == ids[:-1]) & (threads[1:] != threads[:-1])
+    pairs = np.unique(np.stack([threads[:-1][which], threads[1:][which]]), axis=1).T.tolist()
+    return any(len({names[thread].rpartition(" of process ")[2] for thread in pair}) > 1 for pair in pairs)
 
 
 def launch_of(work: GpuWork, launches: Launches) -> Ints:
