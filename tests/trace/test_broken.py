@@ -257,6 +257,18 @@ def test_an_id_given_twice_costs_no_event_and_the_first_launch_counts(tmp_path: 
     assert [(phase.name, phase.compute_us) for phase in gpu.phases] == [("first", 4)]
 
 
+def test_a_launch_without_an_id_launches_none_of_the_work_without_one(tmp_path: Path) -> None:
+    without = [launch(1, 0), launch(3, 5), kernel("a", 7, 20, 5), kernel("b", 7, 30, 5), kernel("c", 7, 40, 5, 5)]
+    for event in without[0], without[2], without[3]:
+        del event["args"]["correlation"]
+    data = trace([annotation("attn(F)", 0, 2), annotation("mlp(F)", 2, 4), *without])
+    found = outcome(tmp_path / "idless.json", compact(data).encode())
+    assert isinstance(found, Trace)
+    assert found.warnings == ("2 pieces of GPU work without a launch record: counted all the same",)
+    [gpu] = exposures(found)
+    assert [(phase.name, phase.compute_us) for phase in gpu.phases] == [("mlp(F)", 5)]
+
+
 def test_ranks_joined_into_one_file_are_told_of(tmp_path: Path) -> None:
     ranks = [
         event | {"pid": f"[TP{rank}] {event['pid']}"}

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from counterflow.errors import TraceError
-from counterflow.trace.columns import Annotations, Columns, GpuWork, Ints, Launches
+from counterflow.trace.columns import UNKNOWN, Annotations, Columns, GpuWork, Ints, Launches
 from counterflow.trace.cover import blocks
 from counterflow.trace.source import is_packed, is_regular, rereadable
 from counterflow.trace.ways import Progress, may_fork, pool_of, read_columns
@@ -147,7 +147,7 @@ def _trace(file: str, columns: Columns, head: Head, warnings: list[str]) -> Trac
     work, launches, annotations = columns.work, columns.launches, columns.annotations
     for table in (work, launches, annotations):
         table.settle(base)
-    launching = _among(launches.correlation, work.correlation)
+    launching = _among(launches.correlation, work.correlation) & (launches.correlation != UNKNOWN)
     launches = launches if launching.all() else launches.rows(launching)
     warnings += _about_reading(head, columns) + _about_work(work, launches, columns.names)
     damaged = bool(head.cut or head.broken or head.lost)
