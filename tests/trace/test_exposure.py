@@ -132,7 +132,7 @@ def test_waiting_for_peers_is_told_from_transfers(tmp_path: Path) -> None:
 def test_unknown_kernels_are_other_and_told(tmp_path: Path) -> None:
     [gpu] = measured(tmp_path, [kernel(GEMM, 7, 0, 100), kernel("strange(int)", 20, 50, 100, grid=8)])
     assert (gpu.compute_us, gpu.unknown_us, gpu.other_us, gpu.exposed_us) == (100, 100, 50, 0)
-    assert "of unknown purpose" in gpu.warnings[-1]
+    assert "1 long kernel of unknown purpose counted as other" in gpu.warnings[-1]
 
 
 def test_each_gpu_has_its_own_window(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from counterflow.trace.parts import COMBINE, DISPATCH
 from counterflow.trace.phase_figures import hiding_figures, phase_figures
 from counterflow.trace.phases import phases_of
 from counterflow.trace.pieces import Pieces
-from counterflow.trace.read import Trace, launch_of
+from counterflow.trace.read import Trace, counted, launch_of
 from counterflow.trace.rules import CLASSES, MEMORY, TRANSFER, UNKNOWN_KERNEL, WAITING, Rules, function_of
 from counterflow.trace.window import Window, us
 
@@ -182,6 +182,6 @@ def _warnings(window: Window, kernels: tuple[Kernel, ...]) -> Iterator[str]:
     unknown = [kernel for kernel in kernels if kernel.kind == CLASSES[UNKNOWN_KERNEL]]
     if unknown:
         yield (
-            f"{len(unknown)} long kernels with few blocks on a stream of their own are of unknown purpose and "
-            f"counted as other, the longest {function_of(unknown[0].name)!r}: tell their class in a rules file"
+            f"{counted(len(unknown), 'long kernel')} of unknown purpose counted as other, with few blocks and on a "
+            f"stream without larger ones, the longest {function_of(unknown[0].name)!r}: tell the class in a rules file"
         )
