@@ -114,6 +114,24 @@ def test_long_small_kernels_on_a_stream_of_their_own_are_unknown(tmp_path: Path)
     assert classes(tmp_path, [gemm, strange | {"dur": 20}]) == ["compute", "compute"], "it is short"
     assert classes(tmp_path, [gemm, strange, kernel("norm", 20, 95, 1)]) == ["compute"] * 3, "the stream has large ones"
     assert classes(tmp_path, [strange]) == ["compute"], "there is no other stream"
+    decode = kernel("gemv", 7, 0, 100, grid=8)
+    assert classes(tmp_path, [decode, strange]) == ["compute", "compute"], "no stream has large ones"
+    cast = strange | {"name": "void at::native::elementwise_kernel_manual_unroll<128, 4>(int)"}
+    assert classes(tmp_path, [gemm, cast]) == ["compute", "compute"], "it is PyTorch's own"
+
+
+def test_where_all_gpus_are_alike_their_numbers_do_not_matter(tmp_path: Path) -> None:
+    """On AMD the GPU work counts other devices than ``deviceProperties`` does."""
+    work = [kernel("gemm", 7, 0, 100, device=9, grid=304), kernel("my_a2a", 20, 10, 80, grid=16, device=9)]
+    gpus = [{"id": 0, "numSms": 304}, {"id": 1, "numSms": 304}]
+    path = tmp_path / "trace.json"
+    path.write_text(compact(trace(work, deviceProperties=gpus)))
+    found = open_trace(path)
+    assert found.sms == {0: 304, 1: 304, 9: 304}
+    assert Rules().classify(found.work, found.names, found.sms).tolist() == [
+        CLASSES.index("compute"),
+        CLASSES.index("unknown"),
+    ]
 
 
 def rules_file(folder: Path, *rules: object) -> Path:

@@ -151,7 +151,7 @@ def _trace(file: str, columns: Columns, head: Head, warnings: list[str]) -> Trac
     launches = launches if launching.all() else launches.rows(launching)
     warnings += _about_reading(head, columns) + _about_work(work, launches, columns.names)
     damaged = bool(head.cut or head.broken or head.lost)
-    about = _rank(head.data), work, launches, annotations, columns.names, _sms(head.data), tuple(warnings)
+    about = _rank(head.data), work, launches, annotations, columns.names, _sms(head.data, work), tuple(warnings)
     return Trace(file, *about, damaged, timeline=type(head.data.get("format")) is int)
 
 
@@ -244,8 +244,12 @@ def _rank(head: dict[str, Any]) -> int | None:
     return rank if type(rank) is int and 0 <= rank < 2**31 else None
 
 
-def _sms(head: dict[str, Any]) -> dict[int, int]:
+def _sms(head: dict[str, Any], work: GpuWork) -> dict[int, int]:
+    """By the numbers that GPU work names: on AMD those are not the numbers of ``deviceProperties``."""
     told = head.get("deviceProperties")
     devices = [device for device in told if isinstance(device, dict)] if isinstance(told, list) else []
     pairs = [(device.get("id"), device.get("numSms")) for device in devices]
-    return {device: sms for device, sms in pairs if type(device) is int and type(sms) is int and sms > 0}
+    known = {device: sms for device, sms in pairs if type(device) is int and type(sms) is int and sms > 0}
+    if len(set(known.values())) != 1:
+        return known
+    return dict.fromkeys(np.unique(work.device).tolist(), next(iter(known.values()))) | known

@@ -57,6 +57,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
         r"(?:[\w{}]+::)*\w*?(?:all_?reduce|all_?gather|reduce_?scatter|all_?to_?all)(?!\w*::)",
     ),
     ("copy between GPUs", "transfer", r"Memcpy (?:PtoP|P2P)"),
+    ("PyTorch's own", "compute", r"at::native::"),
 )
 
 LONG_NS = 50_000
@@ -112,19 +113,25 @@ class Rules:
         for rule in self.own:
             if rule.stream is None and rule.pattern is not None and rule.pattern.match(function):
                 return CLASSES[rule.kind]
-        return CLASSES[_built_in(function)]
+        told = _built_in(function)
+        return CLASSES[COMPUTE if told is None else told]
 
     def classify(self, work: GpuWork, names: Sequence[str], sms: dict[int, int]) -> Ints:
         """For each piece of work the index of its class in ``CLASSES``, shape [work]."""
         functions = {name: function_of(names[name]) for name in np.unique(work.name).tolist()}
         table = np.full(len(names), COMPUTE, dtype=np.int32)
+        strangers = []
         for name, function in functions.items():
-            table[name] = _built_in(function)
+            told = _built_in(function)
+            if told is None:
+                strangers.append(name)
+            else:
+                table[name] = told
         classes = table[work.name] if len(names) else np.zeros(0, dtype=np.int32)
         classes[(work.kind > KERNEL) & (classes == COMPUTE)] = MEMORY
         classes[work.kind == COMPUTE_SPAN] = COMPUTE
         classes[work.kind == COMMUNICATION_SPAN] = TRANSFER
-        classes[_strange(work, classes, sms)] = UNKNOWN_KERNEL
+        classes[_strange(work, classes, sms) & np.isin(work.name, strangers)] = UNKNOWN_KERNEL
         for rule in reversed(self.own):
             met = np.ones(len(work), dtype=bool) if rule.stream is None else work.stream == rule.stream
             if rule.pattern is not None:
@@ -183,27 +190,25 @@ _BUILT_IN = tuple(
 )
 
 
-def _built_in(function: str) -> int:
-    for pattern, kind in _BUILT_IN:
-        if pattern.match(function):
-            return kind
-    return COMPUTE
+def _built_in(function: str) -> int | None:
+    """The class by the first rule that knows the name; None where none does."""
+    return next((kind for pattern, kind in _BUILT_IN if pattern.match(function)), None)
 
 
 def _strange(work: GpuWork, classes: Ints, sms: dict[int, int]) -> npt.NDArray[np.bool_]:
-    """Long kernels on few blocks, on a stream that has no others: they may well be communication of a new kind."""
+    """Long kernels on few blocks, on a stream that has no others, beside one that has: maybe a new communication."""
+
+    def small(here: npt.NDArray[np.bool_], device: int) -> bool:
+        blocks = work.blocks[here]
+        return bool(blocks.min() > 0 and blocks.max() <= sms.get(device, 0) // 2)
+
     kernels = (work.kind == KERNEL) & (classes == COMPUTE)
     strange = np.zeros(len(work), dtype=bool)
     for device in np.unique(work.device).tolist():
         on = kernels & (work.device == device)
-        streams = np.unique(work.stream[on])
-        if len(streams) < 2:
-            continue
-        for stream in streams.tolist():
-            here = on & (work.stream == stream)
-            blocks = work.blocks[here]
-            if blocks.min() > 0 and blocks.max() <= sms.get(device, 0) // 2:
-                strange |= here & (work.end_ns - work.start_ns >= LONG_NS)
+        few = [stream for stream in np.unique(work.stream[on]).tolist() if small(on & (work.stream == stream), device)]
+        if not np.isin(work.stream[on], few).all():
+            strange |= on & np.isin(work.stream, few) & (work.end_ns - work.start_ns >= LONG_NS)
     return strange
 
 
