@@ -26,7 +26,7 @@ CLASSES = ("compute", "transfer", "waiting", "preparing", "memory", "unknown")
 COMPUTE, TRANSFER, WAITING, PREPARING, MEMORY, UNKNOWN_KERNEL = range(len(CLASSES))
 COMMUNICATION = (TRANSFER, WAITING, PREPARING)
 
-_DEEP_EP = r"(?:deep_ep|dpsk::ep|nixl_ep|uccl)::(?:\w+::)*"
+_DEEP_EP = r"(?:\w+::)*(?:deep_ep|dpsk::ep|nixl_ep|uccl)::(?:\w+::)*"
 _SYMMETRIC = r"(?:c10d::|symmetric_memory::|nvshmem_extension::|at::native::|\{anonymous\}::)*"
 
 # The first rule whose pattern matches the start of the name decides.
@@ -47,7 +47,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
     ("symmetric memory", "transfer", _SYMMETRIC + r"(?:multimem_\w+|(?:one|two)_shot_all_reduce\w*|put_signal_kernel)"),
     ("expert transfers", "preparing", r"(?:\w+::)*moeA2APrepare"),
     ("expert transfers", "transfer", r"(?:\w+::)*(?:a2a_(?:dispatch|combine)|moeA2A(?:Dispatch|Combine))"),
-    ("expert transfers", "transfer", r"(?:hybrid_ep|pplx|mori)::|mooncake::(?:\w+::)*(?:dispatch|combine)"),
+    ("expert transfers", "transfer", r"(?:\w+::)*(?:hybrid_ep|pplx|mori)::|mooncake::(?:\w+::)*(?:dispatch|combine)"),
     ("expert transfers", "transfer", r"Ep(?:Dispatch|Combine)\w*Kernel|kernel_(?:dispatch|combine)_token"),
     ("user buffers", "transfer", r"(?:\w+::)*k?userbuffers_"),
     ("custom all-reduce", "transfer", r"(?:[\w{}]+::)*(?:cross_device_reduce|quickreduce)"),
