@@ -56,6 +56,7 @@ from traces import compact, kernel, trace
         ("void userbuffers_fp16_sum_inplace_gpu_rr_rs_oop_fp8<8, __nv_fp8_e4m3>(int)", "transfer"),
         ("kuserbuffers_pushsendrecv(int*, int*, int4*, int4*, int)", "transfer"),
         ("Memcpy PtoP (Device -> Device)", "transfer"),
+        ("__amd_rocclr_fillBufferAligned", "memory"),
         # Names that only hold a communication's name somewhere.
         ("void cub::DeviceTransform<dpsk::ep::internode::SourceMeta>(dpsk::ep::internode::SourceMeta*)", "compute"),
         ("void cub::detail::for_each::static_kernel<deep_ep::layout::get_dispatch_layout>(int)", "compute"),

@@ -57,6 +57,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
         r"(?:[\w{}]+::)*\w*?(?:all_?reduce|all_?gather|reduce_?scatter|all_?to_?all)(?!\w*::)",
     ),
     ("copy between GPUs", "transfer", r"Memcpy (?:PtoP|P2P)"),
+    ("AMD's fills and copies", "memory", r"__amd_rocclr_(?:fill|copy)"),  # elsewhere they are no kernels
     ("PyTorch's own", "compute", r"at::native::"),
 )
 
