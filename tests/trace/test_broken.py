@@ -215,6 +215,18 @@ def test_events_without_a_usable_duration_are_left_out_and_counted(tmp_path: Pat
     assert "1 event without a usable time and duration left out" in found.warnings
 
 
+@pytest.mark.parametrize("formatting", ["kineto", "compact", "reordered"])
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "-nan", "NaN", "Infinity"])
+def test_a_bandwidth_that_is_no_number_costs_no_event(tmp_path: Path, formatting: str, value: str) -> None:
+    copy = kernel('Memcpy "HtoD": inf, (Pageable -> Device)', 7, 5, 0) | {"cat": "gpu_memcpy"}
+    copy["args"]["memory bandwidth (GB/s)"] = "@"
+    text = FORMATTINGS[formatting](trace([copy, kernel("b", 7, 6, 1)])).replace('"@"', value)
+    found = outcome(tmp_path / "zero.json", text.encode())
+    assert isinstance(found, Trace)
+    assert (len(found.work), found.warnings) == (2, ())
+    assert found.names[found.work.name[0]] == 'Memcpy "HtoD": inf, (Pageable -> Device)'
+
+
 @pytest.mark.parametrize("key", ["stream", "device", "correlation", "grid", "counterflow_lane", "args"])
 @pytest.mark.parametrize("value", ["null", '"x"', "[[1]]", "{}", "99999999999999999999", "1.5"])
 def test_strange_arguments_cost_no_event(tmp_path: Path, key: str, value: str) -> None:

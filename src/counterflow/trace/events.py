@@ -6,6 +6,7 @@ Times are microseconds, whole or with a fraction, as in the file.
 from __future__ import annotations
 
 import json
+import re
 from decimal import Decimal
 from math import nan
 from typing import Any, cast
@@ -96,11 +97,19 @@ def decode_events(array: bytes) -> list[Event]:
 
 
 _SPACES = bytes(c if c >= 0x20 else 0x20 for c in range(256))
+_SIGNS = tuple(before + word for before in (b":", b" ", b"-") for word in (b"inf", b"nan"))
+_NO_NUMBER = re.compile(rb'(?<!\\)(" *: *)-?(?:inf|nan)(?= *[,}])')
 
 
 def repaired(text: bytes) -> str:
-    """The text as a lenient reader takes it: control characters are blanks, broken UTF-8 is replaced."""
-    return text.translate(_SPACES).decode("utf-8", errors="replace")
+    """The text as a lenient reader takes it: control characters are blanks, broken UTF-8 is replaced.
+
+    C's ``inf`` and ``nan``, which profilers of 2021 wrote as the bandwidth of copies without length, are null.
+    """
+    text = text.translate(_SPACES)
+    if any(sign in text for sign in _SIGNS):  # the pattern itself takes four times as long to miss
+        text = _NO_NUMBER.sub(rb"\1null", text)
+    return text.decode("utf-8", errors="replace")
 
 
 def launches(name: str) -> bool:
