@@ -54,6 +54,23 @@ def test_gloo_s_ranges_tell_shapes(tmp_path: Path, formatting: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("kernel_name", "call"),
+    [
+        ("ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)", "SendRecv"),
+        ("ncclKernel_AllReduce_RING_LL_Sum_float(ncclWorkElem)", "AllReduce"),
+        ("ncclSymkDevKernel_ReduceScatter_LD_sum_bf16(ncclSymkDevWorkArgs4K)", "ReduceScatter"),
+        ("ncclAllReduceRingLLKernel_sum_f32(ncclColl)", "AllReduce"),
+        ("ncclSendRecvKernel_copy_i8(ncclColl)", "SendRecv"),
+        ("void rcclGenericKernel<1, false>(ncclDevKernelArgsStorage<4096ul>)", "Generic"),
+    ],
+)
+def test_a_kernel_that_is_not_described_tells_its_call_by_its_name(tmp_path: Path, kernel_name: str, call: str) -> None:
+    assert [one.name for one in read(tmp_path, [launch(1, 1), kernel(kernel_name, 20, 10, 5, 1)])] == [call]
+    named = [annotation("nccl:send 0->1", 0, 5), launch(1, 1), kernel(kernel_name, 20, 10, 5, 1)]
+    assert [one.name for one in read(tmp_path, named)] == ["send"]
+
+
 def test_a_call_on_the_cpu_counts_for_its_size_where_it_goes_to_another_rank(tmp_path: Path) -> None:
     """The call of a collective returns at once: its kernel tells when it was."""
     calls = [

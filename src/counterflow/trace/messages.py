@@ -31,7 +31,11 @@ _LONGEST = 1 << 16
 _MARK = re.compile(rb'"Collective name"|"name"\s*:\s*"gloo:')
 _BEGINNING = re.compile(rb'\{\s*"(?:ph|name|cat|pid|tid|ts|dur|args|id)"\s*:')
 _BASE = re.compile(rb'"baseTimeNanoseconds"\s*:\s*(-?\d{1,19})\b')
-_KERNEL = re.compile(r"[nr]ccl(?:Dev)?Kernel_([A-Za-z]+)")
+_KERNELS = (
+    re.compile(r"[nr]ccl(?:Symk?)?(?:Dev)?Kernel_([A-Za-z]+)"),
+    # As in 2021 (ncclAllReduceRingLLKernel_sum_f32), and RCCL's for everything (rcclGenericKernel).
+    re.compile(r"[nr]ccl([A-Z][A-Za-z]*?)(?:(?:Ring|Tree|CollNet)[A-Za-z]*)?Kernel"),
+)
 _RANKS = re.compile(r"\d{1,6}")
 _DECODER = json.JSONDecoder(parse_float=exact)
 _BYTES = {
@@ -199,7 +203,7 @@ def _bytes(count: Any, element: Any) -> int | None:
 
 def _by_kernel_names(trace: Trace) -> Iterator[Message]:
     """NCCL's kernels, named by the call that launched them where that is annotated."""
-    kernels = {name: found[1] for name in np.unique(trace.work.name).tolist() if (found := _kernel(trace, name))}
+    kernels = {name: call for name in np.unique(trace.work.name).tolist() if (call := _kernel(trace.names[name]))}
     rows = np.flatnonzero(np.isin(trace.work.name, list(kernels)))
     if not len(rows):
         return
@@ -220,5 +224,7 @@ def _by_kernel_names(trace: Trace) -> Iterator[Message]:
         yield Message(label, "", (), int(work.start_ns[row]), int(work.end_ns[row]), None, False)
 
 
-def _kernel(trace: Trace, name: int) -> re.Match[str] | None:
-    return _KERNEL.match(function_of(trace.names[name]))
+def _kernel(name: str) -> str | None:
+    """What one of NCCL's kernels does by its name; RCCL has a generic one."""
+    found = next((found for one in _KERNELS if (found := one.match(function_of(name)))), None)
+    return None if found is None else found[1]
