@@ -365,6 +365,31 @@ def test_the_timeline_fits_the_window(opened) -> None:
     assert page.ask("document.documentElement.scrollWidth") <= 480
 
 
+def test_on_paper_all_is_light_and_in_its_colours_and_nothing_is_to_press(opened) -> None:
+    page = opened(sample(2), theme="dark")
+    pixel = "[...document.getElementById('lanes').getContext('2d').getImageData(1, 1, 1, 1).data].slice(0, 3)"
+    page.page.emulate_media(media="print")
+    page.ask("dispatchEvent(new Event('beforeprint'))")
+    assert page.ask(pixel) == [255, 255, 255]
+    assert page.ask("document.documentElement.dataset.theme") == "light"
+    exact = "[...document.querySelectorAll('#bar span, .key')].map(e => getComputedStyle(e).printColorAdjust)"
+    assert set(page.ask(exact)) == {"exact"}
+    assert page.page.is_hidden("#zoom-in")
+    narrower = """(() => {
+        const lanes = document.getElementById("lanes"), plot = document.getElementById("plot");
+        plot.style.width = "500px";
+        const { width, height } = lanes.getBoundingClientRect();
+        plot.style.width = "";
+        return [width, height, lanes.width / lanes.height];
+    })()"""
+    width, height, drawn = page.ask(narrower)
+    assert width == 500
+    assert width / height == pytest.approx(drawn, rel=0.01)
+    page.page.emulate_media(media="screen")
+    page.ask("dispatchEvent(new Event('afterprint'))")
+    assert page.ask("document.documentElement.dataset.theme") == "dark"
+
+
 def test_work_without_any_length_is_drawn_all_the_same(opened) -> None:
     page = opened(trace([kernel("brief", 7, 5, 0)]))
     assert page.page.inner_text("#summary-head") == "Nothing of the time is idle"

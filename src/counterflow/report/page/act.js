@@ -165,8 +165,12 @@ const isDark = () => toldDark ?? darkness.matches;
 
 function setTheme(dark) {
   toldDark = dark ?? toldDark;
-  root.dataset.theme = isDark() ? "dark" : "light";
   find("theme-button").textContent = isDark() ? "Light" : "Dark";
+  wear(isDark());
+}
+
+function wear(dark) {
+  root.dataset.theme = dark ? "dark" : "light";
   readColours();
   redrawSoon();
 }
@@ -254,6 +258,11 @@ find("by-phase").addEventListener("click", () => colourBy(true));
 searchBox.addEventListener("input", () => searchFor(searchBox.value));
 find("gpu").addEventListener("change", (event) => chooseGpu(page.gpus[event.target.value]));
 darkness.addEventListener("change", () => setTheme());
+addEventListener("beforeprint", () => {
+  wear(false); // paper is white
+  redraw(); // and no frame comes before it is printed
+});
+addEventListener("afterprint", () => wear(isDark()));
 new ResizeObserver(fit).observe(find("plot"));
 addEventListener("resize", fit);
 
