@@ -365,6 +365,18 @@ def test_the_timeline_fits_the_window(opened) -> None:
     assert page.ask("document.documentElement.scrollWidth") <= 480
 
 
+def test_a_page_that_is_not_shown_yet_is_drawn_when_it_is(opened) -> None:
+    page = opened(sample(2))
+    page.ask("document.body.style.display = 'none'")
+    page.ask("new Promise(requestAnimationFrame)")
+    page.ask("dispatchEvent(new Event('resize'))")
+    page.ask("counterflow.redraw()")
+    page.ask("document.body.style.display = ''")
+    page.until("document.getElementById('lanes').width > 1000")
+    page.page.mouse.click(*page.point("stream 7", 0))
+    assert page.chosen()["name"].startswith("void gemm")
+
+
 def test_on_paper_all_is_light_and_in_its_colours_and_nothing_is_to_press(opened) -> None:
     page = opened(sample(2), theme="dark")
     pixel = "[...document.getElementById('lanes').getContext('2d').getImageData(1, 1, 1, 1).data].slice(0, 3)"

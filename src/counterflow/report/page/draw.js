@@ -37,6 +37,7 @@ function redraw() {
 
 function fit() {
   const room = canvas.parentElement.clientWidth;
+  if (!room) return; // in a frame that is hidden, or a window that closes
   const tall = Math.min(rowsHeight + SIZES.axis, Math.max(260, Math.round(innerHeight * 0.72)));
   Object.assign(size, { width: room, height: tall, gutter: room < 620 ? 84 : 150 });
   scroll(0);
