@@ -409,6 +409,19 @@ def test_work_without_any_length_is_drawn_all_the_same(opened) -> None:
     assert page.chosen()["name"] == "brief"
 
 
+def test_a_name_ends_where_its_slice_ends(opened) -> None:
+    wide_letters_first = "W" * 20 + "i" * 180
+    page = opened(trace([kernel(wide_letters_first, 7, 0, 100), kernel("last", 8, 0, 1_000)]))
+    x, y = page.point("stream 7", 0)
+    beside = f"""(() => {{
+        const lanes = document.getElementById("lanes"), box = lanes.getBoundingClientRect();
+        const end = {x} - box.left + ({x} - box.left - 150);
+        return [...lanes.getContext("2d").getImageData(end + 1, {y} - box.top - 6, 40, 12).data];
+    }})()"""
+    columns = np.array(page.ask(beside)).reshape(12, 40, 4)
+    assert (columns == columns[0]).all()
+
+
 # --- many slices --------------------------------------------------------------------------------------------
 
 

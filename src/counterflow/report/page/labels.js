@@ -46,8 +46,7 @@ function shortened(name) {
 }
 
 const widths = new Map();
-function fitted(text, room) {
-  if (text.length > 200) text = text.slice(0, 200);
+function widthOf(text) {
   const key = brush.font + text;
   let width = widths.get(key);
   if (width === undefined) {
@@ -55,7 +54,17 @@ function fitted(text, room) {
     width = brush.measureText(text).width;
     widths.set(key, width);
   }
+  return width;
+}
+
+// As much of a text as there is room for. Letters are unlike in width, so a cut is measured too.
+function fitted(text, room) {
+  if (text.length > 200) text = text.slice(0, 200);
+  const width = widthOf(text);
   if (width <= room) return text;
-  const letters = Math.floor((text.length * room) / width) - 1;
-  return letters < 3 ? "" : `${text.slice(0, letters)}…`;
+  for (let letters = Math.floor((text.length * room) / width); letters > 2; letters--) {
+    const cut = `${text.slice(0, letters).replace(/[\ud800-\udbff]$/, "")}…`; // no half of a pair
+    if (widthOf(cut) <= room) return cut;
+  }
+  return "";
 }
