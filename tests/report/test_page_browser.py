@@ -337,6 +337,30 @@ def test_several_gpus_can_be_chosen(opened) -> None:
     assert page.page.input_value("#gpu") == "0"
 
 
+def test_the_longest_names_leave_every_table_its_rows_and_columns(opened) -> None:
+    long = "LongName" * 12_000
+    events = [
+        annotation(f"{long} of a phase", 0, 10),
+        launch(2, 1),
+        launch(3, 2),
+        kernel(f"void {long}<float>(int)", 7, 20, 30, 1),
+        kernel(f"ncclDevKernel_{long}(int)", 20, 40, 30, 2),
+    ]
+    page = opened(trace(events))
+    for tab in ("kernels", "pieces", "hiding", "phases"):
+        page.page.click(f"#tab-{tab}")
+        heights = page.ask("[...document.querySelectorAll('#table tr')].map(row => row.offsetHeight)")
+        assert len(heights) > 1
+        assert max(heights) < 80
+        assert page.ask("(wide => wide.scrollWidth <= wide.clientWidth)(document.querySelector('#table .wide'))")
+    page.page.click("#tab-pieces")
+    assert len(page.page.get_attribute("#table td:nth-child(3) .name", "title")) > 5_000
+    page.press("e")
+    page.page.mouse.move(*page.point("stream 20", 0))
+    assert page.ask("document.getElementById('tip').offsetHeight") < 400
+    assert page.ask("document.getElementById('chosen').offsetHeight") < 400
+
+
 # --- light, dark, narrow ------------------------------------------------------------------------------------
 
 

@@ -53,7 +53,12 @@ function showTable() {
     return element(
       "th",
       { scope: "col", "aria-sort": sorted, class: LEFT.has(heading) ? "left" : "" },
-      element("button", { type: "button", click: () => sortBy(place) }, heading, arrow),
+      element(
+        "button",
+        { type: "button", click: () => sortBy(place) },
+        element("span", { class: "name", title: heading }, heading),
+        arrow,
+      ),
     );
   });
   const body = all

@@ -5,10 +5,9 @@ function kernelCell(name) {
     whole = page.names[name];
   const button = element(
     "button",
-    { type: "button", class: "link name", title: whole, click: () => seek(whole) },
+    { type: "button", class: "link name kernel", title: whole, click: () => seek(whole) },
     label || "(no name)",
   );
-  if (whole === label) button.classList.add("two-lines");
   return whole === label ? [button] : [button, element("small", { class: "name signature" }, whole.slice(0, 400))];
 }
 
@@ -19,7 +18,7 @@ const phaseCell = (place) => {
     chip,
     element(
       "button",
-      { type: "button", class: "link name", click: () => seek(page.phases[place]) },
+      { type: "button", class: "link name", title: page.phases[place], click: () => seek(page.phases[place]) },
       page.phases[place] || "(no name)",
     ),
   ];
@@ -27,6 +26,7 @@ const phaseCell = (place) => {
 
 const us = (value) => [microseconds(value)];
 const exposedCell = (value) => (value ? [element("span", { class: "red" }, microseconds(value))] : ["0"]);
+const nameCell = (text) => [element("span", { class: "name", title: text }, text)];
 const count = (value) => [grouped(value, 0)];
 const named = (name) => (name === 0 ? "" : page.functions[name]);
 
@@ -80,14 +80,10 @@ const TABLES = {
         (p) => [element("button", { type: "button", class: "link", click: () => showPiece(p) }, microseconds(p[0]))],
       ],
       ["length µs", (p) => p[1], (p) => exposedCell(p[1])],
-      [
-        "what ran",
-        (p) => p[2].map(named).join(),
-        (p) => [element("span", { class: "name" }, p[2].map(named).join(", "))],
-      ],
-      ["phase", (p) => p[3].join(), (p) => [element("span", { class: "name" }, p[3].join(", "))]],
-      ["compute that follows", (p) => named(p[4]), (p) => [element("span", { class: "name" }, named(p[4]) || "none")]],
-      ["its phase", (p) => p[5], (p) => [element("span", { class: "name" }, p[5])]],
+      ["what ran", (p) => p[2].map(named).join(), (p) => nameCell(p[2].map(named).join(", "))],
+      ["phase", (p) => p[3].join(), (p) => nameCell(p[3].join(", "))],
+      ["compute that follows", (p) => named(p[4]), (p) => nameCell(named(p[4]) || "none")],
+      ["its phase", (p) => p[5], (p) => nameCell(p[5])],
       ["outcome", (p) => p[6], (p) => [p[6]]],
     ],
   },
@@ -131,7 +127,7 @@ const TABLES = {
     first: 2,
     note: () => "between the kernel that sends and the one that receives",
     columns: [
-      ["kind", (f) => f[0], (f) => [element("span", { class: "name" }, f[0])]],
+      ["kind", (f) => f[0], (f) => nameCell(f[0])],
       ["flights", (f) => f[1], (f) => count(f[1])],
       ["µs", (f) => f[2], (f) => us(f[2])],
       ["under compute µs", (f) => f[3], (f) => us(f[3])],
@@ -160,7 +156,7 @@ function hidingColumns() {
     (row) => shaded("compute", sum(row, chosen), row[1]),
   ];
   return [
-    ["communication", (row) => row[0], (row) => [element("span", { class: "name" }, row[0])]],
+    ["communication", (row) => row[0], (row) => nameCell(row[0])],
     ["total µs", (row) => row[1], (row) => us(row[1])],
     ["exposed", (row) => row[2], (row) => shaded("exposed", row[2], row[1])],
     ...[...totals.keys()]
