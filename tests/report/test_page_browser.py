@@ -1,5 +1,6 @@
 """The page of a trace in a browser: it looks nothing up, runs no name, follows hand and keys, and stays fast."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from counterflow.report import trace_page
+from counterflow.report.palette import contrast
 from counterflow.trace import Trace, open_trace
 from counterflow.trace.columns import KERNEL, Annotations, GpuWork, Launches
 from traces import Data, annotation, compact, kernel, launch, sample, trace
@@ -218,6 +220,16 @@ def test_pointing_tells_what_a_slice_is_and_clicking_keeps_it(opened) -> None:
     assert page.page.is_hidden("#tip")
 
 
+def test_what_the_pointer_was_told_goes_when_the_lanes_move(opened) -> None:
+    page = opened(sample(5))
+    for key in ("+", "ArrowRight", "0"):
+        page.page.mouse.move(5, 5)
+        page.page.mouse.move(*page.point("stream 7", 2))
+        assert page.page.is_visible("#tip")
+        page.press(key)
+        assert page.page.is_hidden("#tip"), key
+
+
 def test_a_communication_kernel_says_how_much_of_it_is_exposed(opened) -> None:
     page = opened(sample(2))
     page.page.mouse.click(*page.point("stream 27", 0))
@@ -377,6 +389,15 @@ def test_light_and_dark_follow_the_viewer_until_told_otherwise(opened) -> None:
     assert light.ask(ground) == "rgb(255, 255, 255)"
     light.page.emulate_media(color_scheme="dark")
     light.until(f"{ground} === 'rgb(13, 17, 23)'")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_hint_in_an_empty_field_can_be_read(opened, theme: str) -> None:
+    page = opened(sample(1), theme=theme)
+    hint = page.ask("getComputedStyle(document.getElementById('search'), '::placeholder').color")
+    ground = page.ask("getComputedStyle(document.getElementById('search')).backgroundColor")
+    hexes = ("#" + "".join(f"{int(part):02x}" for part in re.findall(r"\d+", colour)) for colour in (hint, ground))
+    assert contrast(*hexes) >= 4.5
 
 
 def test_the_timeline_fits_the_window(opened) -> None:

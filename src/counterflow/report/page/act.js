@@ -108,7 +108,6 @@ canvas.addEventListener(
           timeAt(Math.max(size.gutter, event.offsetX)),
         );
     if (changed) event.preventDefault(); // where nothing is left to zoom, the page scrolls
-    if (changed) tip.hidden = true;
   },
   { passive: false },
 );

@@ -51,8 +51,14 @@ function look(from, to) {
   const changed = from !== view.from || from + length !== view.to;
   view.from = from;
   view.to = from + length;
-  if (changed) redrawSoon();
+  if (changed) moved();
   return changed;
+}
+
+// What the pointer was told of is no longer under it.
+function moved() {
+  find("tip").hidden = true;
+  redrawSoon();
 }
 
 function zoom(factor, about = (view.from + view.to) / 2) {
@@ -68,7 +74,7 @@ function scroll(pixels) {
   const top = Math.max(0, Math.min(most, view.top + pixels));
   const changed = top !== view.top;
   view.top = top;
-  if (changed) redrawSoon();
+  if (changed) moved();
   return changed;
 }
 
