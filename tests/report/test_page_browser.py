@@ -313,6 +313,24 @@ def test_a_heading_sorts_its_table_one_way_and_then_the_other(opened) -> None:
     assert [row[0].split("\n")[0] for row in page.rows()] == ["deep_ep::internode::dispatch", "gemm", "Memset (Device)"]
 
 
+def test_names_are_sorted_in_the_order_of_their_numbers(opened) -> None:
+    page = opened(trace([kernel(f"gemm_{number}", 7, 20 * number, 10) for number in (10, 9, 1)]))
+    page.page.click("#table th button >> text=kernel")
+    assert [row[0] for row in page.rows()] == ["gemm_1", "gemm_9", "gemm_10"]
+
+
+def test_a_gpu_without_communication_has_no_column_for_it_and_a_sorting_holds_by_its_heading(opened) -> None:
+    lone = [kernel("a", 5, 10, 7, grid=9, device=1), kernel("b", 5, 20, 8, grid=3, device=1)]
+    page = opened(sample(2), trace(lone))
+    heads = "[...document.querySelectorAll('#table th')].map(th => th.innerText.replace(/ [↑↓]/, ''))"
+    page.page.click("#table th button >> text=grid × block")
+    assert page.ask(heads)[-2:] == ["exposed µs", "grid × block"]
+    page.page.select_option("#gpu", index=1)
+    assert page.ask(heads)[-2:] == ["mean µs", "grid × block"]
+    assert [row[0] for row in page.rows()] == ["a", "b"]
+    assert page.page.get_attribute("#table th:last-child", "aria-sort") == "descending"
+
+
 def test_an_exposed_stretch_in_the_table_leads_to_its_place(opened) -> None:
     page = opened(sample(4))
     page.page.click("#tab-pieces")
@@ -450,6 +468,7 @@ def test_on_paper_all_is_light_and_in_its_colours_and_nothing_is_to_press(opened
 def test_work_without_any_length_is_drawn_all_the_same(opened) -> None:
     page = opened(trace([kernel("brief", 7, 5, 0)]))
     assert page.page.inner_text("#summary-head") == "Nothing of the time is idle"
+    assert page.page.inner_text("#tiles").split("\n") == ["compute", "0", "idle", "0", "0 gaps"]
     page.page.mouse.click(*page.point("stream 7", 0))
     assert page.chosen()["name"] == "brief"
 

@@ -117,7 +117,9 @@ function drawHead({ gpu, lane }, y) {
   brush.font = `11px ${FONT}`;
   brush.fillStyle = gpu.exposed_us ? colour.exposed : colour.soft;
   const [part, what] = gpu.communication_us ? [gpu.exposed_us, "exposed"] : [gpu.idle_us, "idle"];
-  brush.fillText(fitted(`${share(part, gpu.window_us)} ${what}`, size.gutter - 20), indent, y + 22);
+  const room = size.gutter - 20,
+    told = share(part, gpu.window_us);
+  if (told) brush.fillText(widthOf(`${told} ${what}`) > room ? told : `${told} ${what}`, indent, y + 22);
   brush.fillStyle = colour.panel;
   const from = Math.max(size.gutter, xOf(gpu.start_ns)),
     to = Math.min(size.width, xOf(gpu.start_ns + gpu.window_us * 1000));

@@ -1,7 +1,8 @@
 // The tabs, and under them the chosen table: sorted, and so many rows at a time that the page stays light.
 
 const ROWS = 25;
-const sorting = {}; // of each table, its column and direction
+const sorting = {}; // of each table, the heading and the direction
+const collator = new Intl.Collator("en", { numeric: true }); // 0F2 before 0F10
 let table = "kernels";
 let firstRow = 0;
 
@@ -38,12 +39,11 @@ function showTab(id, focus = true) {
 }
 
 function showTable() {
-  const { rows, first, note } = TABLES[table],
-    columns = columnsOf(table);
-  let [column, direction] = sorting[table] || [first, -1];
-  if (column >= columns.length) [column, direction] = [first, -1]; // another GPU may have fewer
+  const { rows, note } = TABLES[table],
+    columns = columnsOf(table),
+    [column, direction] = sortedBy(columns);
   const value = columns[column][1];
-  const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b);
+  const compare = (a, b) => (typeof a === "string" ? collator.compare(a, b) : a - b);
   const all = [...rows()].sort((a, b) => direction * compare(value(a), value(b)));
   firstRow = Math.max(0, Math.min(firstRow, Math.floor((all.length - 1) / ROWS) * ROWS));
   const heads = columns.map(([heading], place) => {
@@ -82,21 +82,26 @@ function showTable() {
   );
 }
 
-// Grids and exposed kernels are not told of every GPU: a column without a word is left out, from the end.
+// Grids and exposed kernels are not told of every GPU: such a column without a word is left out.
 function columnsOf(id) {
   const { rows } = TABLES[id],
     columns = TABLES[id].columns instanceof Function ? TABLES[id].columns() : TABLES[id].columns;
   const told = (column) => rows().some((row) => column[2](row).some((part) => part !== ""));
-  let last = columns.length;
-  while (id === "kernels" && last > 5 && !told(columns[last - 1])) last--;
-  return columns.slice(0, last);
+  return id === "kernels" ? columns.filter((column, place) => place < 5 || told(column)) : columns;
+}
+
+// The column and the direction; another GPU may not have the column that was chosen.
+function sortedBy(columns) {
+  const [chosen, direction] = sorting[table] || [];
+  const column = columns.findIndex(([heading]) => heading === chosen);
+  return column < 0 ? [TABLES[table].first, -1] : [column, direction];
 }
 
 function sortBy(column) {
-  const { first } = TABLES[table],
-    [known, direction] = sorting[table] || [first, -1];
-  const text = LEFT.has(columnsOf(table)[column][0]);
-  sorting[table] = [column, known === column ? -direction : text ? 1 : -1];
+  const columns = columnsOf(table),
+    [heading] = columns[column],
+    [known, direction] = sortedBy(columns);
+  sorting[table] = [heading, known === column ? -direction : LEFT.has(heading) ? 1 : -1];
   firstRow = 0;
   showTable();
   find("table").querySelectorAll("th button")[column].focus();

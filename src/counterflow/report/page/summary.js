@@ -16,7 +16,7 @@ function showSummary() {
   const talk = gpu.communication_us;
   const [part, what] = talk ? [gpu.exposed_us, "exposed communication"] : [gpu.idle_us, "idle"];
   find("summary-head").replaceChildren(
-    element("em", { class: talk ? "red" : "" }, share(part, gpu.window_us) || "Nothing"),
+    element("em", { class: gpu.exposed_us ? "red" : "" }, share(part, gpu.window_us) || "Nothing"),
     ` of the time is ${what}`,
   );
   const sms = gpu.sms ? `${gpu.sms} SMs` : "",
@@ -45,9 +45,11 @@ function showSummary() {
   );
   const told = gpu.blocking_us + gpu.not_blocking_us; // the rest of the exposed time the trace does not tell of
   const ofTalk = (value) => `${share(value, talk)} of communication`;
+  const ofWindow = (value) => gpu.window_us && `${share(value, gpu.window_us)} of the window`;
+  const gaps = `${grouped(gpu.idle_gaps, 0)} gap${gpu.idle_gaps === 1 ? "" : "s"}`;
   const tiles = [
-    ["compute", "compute", gpu.compute_us, `${share(gpu.compute_us, gpu.window_us)} of the window`],
-    talk && ["transfer", "communication", talk, `${share(talk, gpu.window_us)} of the window`],
+    ["compute", "compute", gpu.compute_us, ofWindow(gpu.compute_us)],
+    talk && ["transfer", "communication", talk, ofWindow(talk)],
     talk && ["both", "hidden under compute", gpu.overlapped_us, ofTalk(gpu.overlapped_us)],
     talk && [
       "exposed",
@@ -58,12 +60,7 @@ function showSummary() {
     ],
     gpu.waiting_us && ["waiting", "waiting for peers", gpu.waiting_us, ofTalk(gpu.waiting_us)],
     gpu.other_us && ["memory", "other", gpu.other_us, "copies, fills, unknown"],
-    [
-      "idle",
-      "idle",
-      gpu.idle_us,
-      `${share(gpu.idle_us, gpu.window_us)}, ${grouped(gpu.idle_gaps, 0)} gap${gpu.idle_gaps === 1 ? "" : "s"}`,
-    ],
+    ["idle", "idle", gpu.idle_us, [share(gpu.idle_us, gpu.window_us), gaps].filter(Boolean).join(", ")],
   ].filter(Boolean);
   find("tiles").replaceChildren(
     ...tiles.map(([kind, name, value, ...notes]) =>
@@ -73,7 +70,7 @@ function showSummary() {
         element("dt", {}, element("i", { class: `key ${kind}` }), name),
         element(
           "dd",
-          { title: `${microseconds(value)} µs` },
+          { title: `${microseconds(value)} µs`, class: kind === "exposed" && value ? "red" : "" },
           us(value),
           ...notes.filter(Boolean).map((note) => element("small", {}, note)),
         ),
