@@ -349,6 +349,10 @@ def test_the_verb_writes_the_page(tmp_path: Path, out) -> None:
     path, target = saved(tmp_path, sample(2)), tmp_path / "new" / "page.html"
     assert out("trace", "report", path, "-o", target) == f"wrote {target}: 1 GPU, 10 slices: open it in a browser\n"
     assert target.read_text(encoding="utf-8") == page_of(path).html
+    lone = saved(tmp_path, trace([kernel("k", 7, 0, 10)]), "lone.json")
+    assert ": 1 GPU, 1 slice: " in out("trace", "report", lone, "-o", tmp_path / "lone.html")
+    write_chrome(simulate(dualpipe(2, 4), Costs()), tmp_path / "timeline.json")
+    assert ": 2 ranks, 16 slices: " in out("trace", "report", tmp_path / "timeline.json", "-o", tmp_path / "t.html")
     said = json.loads(out("trace", "report", path, "-o", target, "--json"))
     assert said == {"file": str(target), "gpus": 1, "slices": 10, "left_out": 0, "warnings": []}
 

@@ -21,9 +21,10 @@ def report(
     rules: RulesFile = None,
     as_json: Json = False,
 ) -> None:
-    """Write one page that shows where the time went, and the communication that no compute hid.
+    """Write one page that shows where the time went.
 
-    The page needs no network and nothing beside it: open it in any browser, or send it on.
+    Lanes to zoom and search, the communication that no compute hid in red, and tables. The page needs no network and
+    nothing beside it: open it in any browser, or send it on.
 
     \b
     Example:
@@ -53,8 +54,7 @@ def report(
         }
         print_json({"file": str(output), **drawn})
         return
+    gpus = counted(page.num_gpus, "rank" if page.is_timeline else "GPU")
+    slices = f"{page.num_slices:,} slice" + ("" if page.num_slices == 1 else "s")
     left_out = f", {page.num_left_out:,} left out" if page.num_left_out else ""
-    print(
-        f"wrote {printable(str(output))}: {counted(page.num_gpus, 'GPU')}, {page.num_slices:,} slices{left_out}: "
-        "open it in a browser"
-    )
+    print(f"wrote {printable(str(output))}: {gpus}, {slices}{left_out}: open it in a browser")

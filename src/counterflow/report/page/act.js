@@ -269,9 +269,10 @@ addEventListener("resize", fit);
 
 find("gpu").append(...page.gpus.slice(0, 1024).map((gpu, place) => element("option", { value: place }, gpu.title)));
 const slices = searched().reduce((total, lane) => total + lane.size, 0);
+const several = (number, what) => `${grouped(number, 0)} ${what}${number === 1 ? "" : "s"}`;
 canvas.setAttribute(
   "aria-label",
-  `Timeline of ${page.gpus.length} GPU${page.gpus.length === 1 ? "" : "s"} and ${grouped(slices, 0)} slices`,
+  `Timeline of ${several(page.gpus.length, page.is_timeline ? "rank" : "GPU")} and ${several(slices, "slice")}`,
 );
 find("exposed-next").parentElement.hidden = !page.gpus.some((gpu) => gpu.exposed.size);
 find("by-phase").disabled = page.phases.length < 2;

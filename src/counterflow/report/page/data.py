@@ -70,6 +70,7 @@ class Data:
 
     def __init__(self, gpus: list[_Gpu], aligned: Alignment) -> None:
         self.gpus = gpus
+        self.is_timeline = bool(gpus) and all(gpu.drawn.is_timeline for gpu in gpus)
         crowded = sum({id(gpu.drawn): gpu.drawn.crowded for gpu in gpus}.values())
         self.left_out = [_CROWDED.format(crowded)] if crowded else []
         self.num_slices, short = self._keep_the_longest("slices", ("stream", "phase"))
@@ -120,7 +121,7 @@ class Data:
             "hues": colours,
             "inks": inks(colours),
             "runs": {key: packed(column) for key, column in runs.columns().items()},
-            "is_timeline": bool(self.gpus) and all(gpu.drawn.is_timeline for gpu in self.gpus),
+            "is_timeline": self.is_timeline,
         }
 
     def _gpu(self, gpu: _Gpu, origin: int, names: _Table, phases: _Table, runs: _Runs) -> dict[str, Any]:

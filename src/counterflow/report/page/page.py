@@ -25,12 +25,13 @@ _SCRIPTS = (
 
 
 class Page(NamedTuple):
-    """A page, and how much is drawn on it."""
+    """A page, and how much is drawn on it; the GPUs of a timeline are its ranks."""
 
     html: str
     num_gpus: int
     num_slices: int
     num_left_out: int
+    is_timeline: bool
 
 
 def trace_page(traces: Sequence[Trace], rules: Rules | None = None, within: str | None = None) -> Page:
@@ -54,7 +55,7 @@ def trace_page(traces: Sequence[Trace], rules: Rules | None = None, within: str 
         (1, 1, True)
     """
     data = data_of(traces, rules, within)
-    return Page(_html(traces, data), len(data.gpus), data.num_slices, data.num_left_out)
+    return Page(_html(traces, data), len(data.gpus), data.num_slices, data.num_left_out, data.is_timeline)
 
 
 def embedded(data: object) -> str:
