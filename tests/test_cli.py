@@ -171,6 +171,17 @@ def test_simulate_writes_the_timeline(out: Run, tmp_path: Path) -> None:
     assert read_chrome(file) == simulate(dualpipe(4, 8), Costs())
 
 
+@pytest.mark.parametrize("read", ["mine.csv", "costs.json"])
+def test_simulate_does_not_write_over_what_it_read(refusal: Run, tmp_path: Path, read: str) -> None:
+    schedule, costs = tmp_path / "mine.csv", tmp_path / "costs.json"
+    schedule.write_text(to_csv(gpipe(2, 3)))
+    write_costs(Costs(), costs)
+    before = (tmp_path / read).read_bytes()
+    said = refusal("simulate", schedule, "--costs", costs, "-o", tmp_path / read)
+    assert said == f"{tmp_path / read} is what was read, and would be lost; write to another file"
+    assert (tmp_path / read).read_bytes() == before
+
+
 def test_bytes_are_told_when_the_costs_state_sizes(out: Run, tmp_path: Path) -> None:
     file = tmp_path / "costs.json"
     write_costs(Costs(forward_us=1, backward_us=2, freed_at_weight_bytes=2_500_000), file)

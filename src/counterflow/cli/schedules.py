@@ -135,7 +135,7 @@ def simulate(
         prices = prices.cut(chosen.num_stages, chosen.num_stages, first_stage_weight, last_stage_weight)
         timeline = simulate(chosen, prices)
     if output is not None:
-        with writing(output):
+        with writing(output, [Path(source), *([] if costs is None else [costs])]):
             write_chrome(timeline, output)
     figures = _figures(chosen, prices, timeline)
     if as_json:
