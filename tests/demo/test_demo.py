@@ -113,6 +113,17 @@ def test_directions_are_the_two_halves_of_dualpipe_and_one_for_the_others() -> N
     assert directions(generate("1f1b", 2, 3)) == [[0, 1, 2]]
 
 
+def test_a_folder_that_cannot_be_made_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out").touch()
+    assert main(["demo"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("counterflow: out/demo cannot be written (")
+    assert said.count("\n") == 1
+
+
 def running(pattern: str) -> list[int]:
     """The processes whose command line holds ``pattern``."""
     found = []
