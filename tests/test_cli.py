@@ -171,6 +171,14 @@ def test_simulate_writes_the_timeline(out: Run, tmp_path: Path) -> None:
     assert read_chrome(file) == simulate(dualpipe(4, 8), Costs())
 
 
+def test_that_a_schedule_has_forwards_alone_is_told(out: Run, tmp_path: Path) -> None:
+    file = tmp_path / "forwards.csv"
+    file.write_text("0F0,0F1")
+    sizes = "1 rank, 1 stage, 2 micro-batches, forward only"
+    assert out("check", file) == f"{file}: runs: {sizes}, 2 actions, 0 transfers\n"
+    assert "2 micro-batches, forward only; the step" in out("simulate", file)
+
+
 @pytest.mark.parametrize("read", ["mine.csv", "costs.json"])
 def test_simulate_does_not_write_over_what_it_read(refusal: Run, tmp_path: Path, read: str) -> None:
     schedule, costs = tmp_path / "mine.csv", tmp_path / "costs.json"

@@ -188,9 +188,10 @@ def head_of(schedule: Schedule) -> dict[str, Any]:
 
 
 def sizes_of(schedule: Schedule) -> str:
-    """``8 ranks, 8 stages, 20 micro-batches``."""
+    """``8 ranks, 8 stages, 20 micro-batches``, and that it has forwards alone."""
     numbers = (schedule.num_ranks, schedule.num_stages, schedule.num_microbatches)
-    return ", ".join(map(counted, numbers, ("rank", "stage", "micro-batch")))
+    sizes = [*map(counted, numbers, ("rank", "stage", "micro-batch"))]
+    return ", ".join([*sizes, "forward only"] if schedule.mode == "forward" else sizes)
 
 
 def _figures(schedule: Schedule, costs: Costs, timeline: Timeline) -> dict[str, Any]:
