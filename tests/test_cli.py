@@ -328,6 +328,14 @@ def test_bad_input_is_one_sentence_on_stderr_and_code_2(
     assert refusal(*arguments.split()).startswith(sentence)
 
 
+@pytest.mark.parametrize(("option", "given"), [("--ranks", "two"), ("--forward-us", "1µs"), ("--ranks", "")])
+def test_a_number_that_cannot_be_read_is_told(refusal: Run, option: str, given: str) -> None:
+    sentence = refusal("simulate", "gpipe", option, given)
+    assert sentence.startswith(f"Invalid value for '{option}': ")
+    assert repr(given) in sentence
+    assert sentence.endswith("; see counterflow simulate --help")
+
+
 def test_what_a_file_holds_cannot_steer_the_terminal(out: Run, refusal: Run, tmp_path: Path) -> None:
     evil = Schedule.from_rows(gpipe(1, 1).rows, name="\x1b[31mred\nnext [bold]line")
     (tmp_path / "evil.json").write_text(to_json(evil))

@@ -93,6 +93,15 @@ def _refuse(sentence: str, notes: Sequence[str] = ()) -> int:
     return 2
 
 
+def _given(error: Any) -> str:
+    """What cannot be read, which newer versions of typer leave out of their sentence."""
+    found: list[Any] = getattr(error.__cause__, "errors", list)()
+    return repr(found[0]["input"]) if found else ""
+
+
 def _usage(error: Any) -> str:
     sentence = error.format_message().rstrip(".")
+    given = _given(error)
+    if given not in sentence:
+        sentence += f": it got {given}"
     return f"{sentence}; see {error.ctx.command_path} --help" if error.ctx else sentence
