@@ -362,7 +362,9 @@ def test_help_shows_an_example_that_runs(out: Run, tmp_path: Path, monkeypatch: 
 
 def test_help_lists_the_verbs(out: Run) -> None:
     assert out() == out("--help")
-    assert re.findall(r"^  (\w+)  +[A-Z]", out("--help").split("Commands:")[1], re.MULTILINE) == VERBS
+    listed = out("--help").split("Commands:")[1]
+    assert re.findall(r"^  (\w+)  +[A-Z].*\.$", listed, re.MULTILINE) == VERBS
+    assert "..." not in listed
 
 
 def test_version(out: Run) -> None:

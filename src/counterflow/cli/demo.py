@@ -29,7 +29,9 @@ def demo(
     steps: Annotated[int, typer.Option("--steps", help="Training steps; 60 take about a minute on 2 cores.")] = 60,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain data with stable keys.")] = False,
 ) -> None:
-    """Train a small decoder under a schedule, and compare what a step took with its prediction.
+    """Train a small decoder, and check the prediction.
+
+    What its steps took stands beside what was simulated. Pictures, traces and costs are left in out/demo.
 
     \b
     Example:
