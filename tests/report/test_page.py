@@ -275,6 +275,16 @@ def test_a_timeline_of_ours_has_a_lane_for_each_rank(tmp_path: Path) -> None:
     assert len(read["hues"][read["phases"].index("forward & backward")]) == 2
 
 
+def test_gpus_of_the_same_rank_are_told_apart_by_what_differs_in_their_files(tmp_path: Path) -> None:
+    paths = []
+    for run in ("before", "after"):
+        (tmp_path / run).mkdir()
+        paths.append(saved(tmp_path / run, trace([kernel("k", 7, 0, 10)]), "a_host_with_a_long_name_4711.json"))
+    titles = [gpu["title"] for gpu in data_in(page_of(*paths))["gpus"]]
+    assert titles == ["before: rank 3, GPU 0", "after: rank 3, GPU 0"]
+    assert [gpu["title"] for gpu in data_in(page_of(paths[0]))["gpus"]] == ["rank 3, GPU 0"]
+
+
 def test_within_an_annotation_the_window_is_its_own(tmp_path: Path) -> None:
     path = saved(
         tmp_path, trace([annotation("step", 0, 5), launch(1, 1), kernel("a", 7, 10, 5, 1), kernel("b", 7, 90, 5, 2)])

@@ -230,6 +230,13 @@ def test_what_the_pointer_was_told_goes_when_the_lanes_move(opened) -> None:
         assert page.page.is_hidden("#tip"), key
 
 
+def test_a_title_too_long_for_its_place_can_be_read_by_pointing_at_it(opened) -> None:
+    page = opened(sample(1), sample(1), name="a name that is too long to stand to the left of the lanes")
+    box = page.page.locator("#lanes").bounding_box()
+    page.page.mouse.move(box["x"] + 20, box["y"] + 40)
+    assert page.page.inner_text("#tip") == page.ask("document.querySelector('#gpu option').textContent")
+
+
 def test_a_communication_kernel_says_how_much_of_it_is_exposed(opened) -> None:
     page = opened(sample(2))
     page.page.mouse.click(*page.point("stream 27", 0))

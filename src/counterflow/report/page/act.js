@@ -39,11 +39,12 @@ function hitAt(x, y) {
 }
 
 function hover(event) {
-  const hit = hitAt(event.offsetX, event.offsetY);
-  canvas.style.cursor = hit ? "pointer" : "grab";
-  tip.hidden = !hit;
-  if (!hit) return;
-  tip.replaceChildren(...described(...hit));
+  const hit = hitAt(event.offsetX, event.offsetY),
+    row = event.offsetX < size.gutter && rowAt(event.offsetY);
+  canvas.style.cursor = hit || row ? "pointer" : "grab";
+  tip.hidden = !hit && !row;
+  if (tip.hidden) return;
+  tip.replaceChildren(...(hit ? described(...hit) : [element("p", { class: "name" }, row.gpu.title)]));
   const { width, height } = tip.getBoundingClientRect();
   const x = event.clientX + 16 + width > innerWidth ? event.clientX - width - 12 : event.clientX + 16;
   const y = event.clientY + 16 + height > innerHeight ? event.clientY - height - 12 : event.clientY + 16;

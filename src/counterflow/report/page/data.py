@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import PurePath
 from typing import Any
 
@@ -205,8 +207,30 @@ def data_of(traces: Sequence[Trace], rules: Rules | None, within: str | None) ->
             gpus.append(_Gpu(_title(drawn, one), ahead_ns, drawn, one, list(drawn.lanes(one))))
     titles = [gpu.title for gpu in gpus]
     if len(set(titles)) < len(titles):
-        gpus = [replace(gpu, title=f"{PurePath(gpu.exposure.file).name}: {gpu.title}") for gpu in gpus]
+        apart = what_differs([gpu.exposure.file for gpu in gpus])
+        gpus = [replace(gpu, title=f"{file}: {gpu.title}") for file, gpu in zip(apart, gpus, strict=True)]
     return Data(gpus, aligned)
+
+
+def what_differs(files: Sequence[str]) -> list[str]:
+    """What tells files apart: their paths without the words at the beginning and the end that all of them share.
+
+    Example:
+        >>> what_differs(["runs/node1_71.pt.trace.json", "runs/node1_72.pt.trace.json"])
+        ['71', '72']
+        >>> what_differs(["runs/trace.json", "runs/trace.1.json"])
+        ['trace.json', '1']
+    """
+    words = [re.findall(r"[^\W_]+|[\W_]+", file) for file in files]
+    before, after = _shared(words), _shared([one[::-1] for one in words])
+    return [
+        "".join(one[before : len(one) - after]) or PurePath(file).name for one, file in zip(words, files, strict=True)
+    ]
+
+
+def _shared(words: Sequence[list[str]]) -> int:
+    """How many words at the beginning are those of all."""
+    return sum(1 for _ in takewhile(lambda place: len(set(place)) == 1, zip(*words, strict=False)))
 
 
 def _about_clocks(aligned: Alignment, one_clock: bool) -> str:
