@@ -398,6 +398,14 @@ def test_the_longest_names_leave_every_table_its_rows_and_columns(opened) -> Non
     assert page.ask("document.getElementById('chosen').offsetHeight") < 400
 
 
+def test_all_that_is_written_stands_in_a_landmark(opened) -> None:
+    page = opened(trace([kernel("k", 7, 0, 10, 1), kernel("k", 7, 20, 10, 2), launch(0, 1)]))
+    assert "1 warning" in page.page.inner_text("body")
+    stray = """[...document.body.children].filter(one => one.innerText && one.checkVisibility()
+        && !one.matches("header, main, aside, script")).map(one => one.outerHTML)"""
+    assert page.ask(stray) == []
+
+
 # --- light, dark, narrow ------------------------------------------------------------------------------------
 
 
