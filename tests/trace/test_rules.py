@@ -84,6 +84,7 @@ def test_a_kernel_is_what_its_function_is(name: str, kind: str) -> None:
         ("std::enable_if<(((8)>(0)))&&vllm::_typeC<int>::exists, void>::type vllm::norm<int, 8>(int*)", "vllm::norm"),
         ("void (anonymous namespace)::k<x>(int)", "{anonymous}::k"),
         ("Memset (Device)", "Memset (Device)"),
+        ("twins of stage 3", "twins of stage 3"),
         ("void <<<((", "void"),
         (")))>>>", ">>>"),
         ("_ZN", "_ZN"),

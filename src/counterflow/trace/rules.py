@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from counterflow.errors import TraceError
+from counterflow.timeline import TWINS_OF
 from counterflow.trace.columns import COMMUNICATION_SPAN, COMPUTE_SPAN, KERNEL, GpuWork, Ints
 
 CLASSES = ("compute", "transfer", "waiting", "preparing", "memory", "unknown")
@@ -65,6 +66,7 @@ LONG_NS = 50_000
 """A kernel of unknown purpose is worth telling from here on."""
 
 _LONGEST_NAME = 10_000
+_NO_FUNCTIONS = ("Memcpy", "Memset", TWINS_OF.format(""))
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def function_of(name: str) -> str:
     name = name.strip().replace("(anonymous namespace)", "{anonymous}")
     if name.startswith("_ZN"):
         return "::".join(_parts(name[3:])) or name
-    if name.startswith(("Memcpy", "Memset")):
+    if name.startswith(_NO_FUNCTIONS):
         return name
     open_brackets: list[str] = []
     outside: list[str] = []
