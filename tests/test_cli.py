@@ -298,11 +298,27 @@ def test_draw_without_a_file_prints_the_schedule(out: Run) -> None:
         ("schedule", "Missing argument 'NAME|FILE'; see counterflow schedule --help"),
         ("schedule gpipe --ranks two --microbatches 2", "Invalid value for '--ranks': "),
         ("schedule gpipe --rank 2", "No such option: --rank"),
-        ("check nothing.csv", "nothing.csv cannot be read as a schedule"),
+        (
+            "check nothing.csv",
+            "nothing.csv cannot be read as a schedule (No such file or directory); give one as counterflow schedule",
+        ),
+        (
+            "check latin.csv",
+            "latin.csv cannot be read as a schedule ('utf-8' codec can't decode byte 0xb5 in position 0: invalid start "
+            "byte); give one as counterflow schedule",
+        ),
+        (
+            "simulate good.csv --last-stage-weight 1e300",
+            "good.csv: the weight of the last stage got 1e+300; it needs a number from 1, as long as the others take, "
+            "to 1e+18: ",
+        ),
         ("check mine.csv", "mine.csv: row 1, column 2: '0X0' is not an action"),
         ("simulate good.csv --ranks 2", "good.csv is a file and states its own sizes; leave out --ranks"),
         ("simulate good.csv --forward-us -1", "forward_us got -1.0; it needs a number"),
-        ("simulate good.csv --costs nothing.json", "nothing.json cannot be read as costs"),
+        (
+            "simulate good.csv --costs nothing.json",
+            "nothing.json cannot be read as costs (No such file or directory); give one as counterflow trace costs",
+        ),
         (
             "simulate good.csv --costs c.json --latency-us 0",
             "--costs c.json states every cost; leave out the single ones",
@@ -323,6 +339,7 @@ def test_bad_input_is_one_sentence_on_stderr_and_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.csv").write_text("0F0,0X0\n")
+    Path("latin.csv").write_bytes("µ".encode("latin-1"))
     Path("good.csv").write_text(to_csv(gpipe(2, 2)))
     Path("short.json").write_text(json.dumps({"format": 1, "forward_us": [1], "backward_us": [2]}))
     assert refusal(*arguments.split()).startswith(sentence)

@@ -151,8 +151,8 @@ def test_a_sweep_is_plotted_with_a_line_for_each_schedule(out: Run, tmp_path: Pa
         ("--ranks 2 --microbatches 4 -o a.svg", "compare got -o a.svg and nothing to plot; give --sweep latency or"),
         ("--ranks 2 --microbatches 4 --sweep latency -o a.gif", "a.gif ends in '.gif'; a sweep is plotted as .svg"),
         ("--ranks 2 --microbatches 4 --sweep bandwidth", "Invalid value for '--sweep'"),
-        ("--ranks 2 --microbatches 4 --first-stage-weight 0.5", "the weight of the first stage got 0.5; it needs at"),
-        ("--ranks 2 --microbatches 4 --last-stage-weight nan", "the weight of the last stage got nan; it needs at"),
+        ("--ranks 2 --microbatches 4 --first-stage-weight 0.5", "the weight of the first stage got 0.5; it needs a"),
+        ("--ranks 2 --microbatches 4 --last-stage-weight nan", "the weight of the last stage got nan; it needs a"),
     ],
 )
 def test_bad_input_is_one_sentence(refusal: Run, arguments: str, sentence: str) -> None:

@@ -232,5 +232,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes(b"0F0,\xff")
     (tmp_path / "folder.csv").mkdir()
     for name in ("latin.csv", "folder.csv", "missing.csv", "nul\0.csv"):
-        with pytest.raises(ScheduleError, match=" cannot be read as a schedule: "):
+        with pytest.raises(
+            ScheduleError, match=r" cannot be read as a schedule \(.+\); give one as counterflow schedule writes it"
+        ):
             read_schedule(tmp_path / name)

@@ -154,7 +154,7 @@ def test_without_a_cut_or_a_weight_costs_stay_what_they_are() -> None:
             2,
             2,
             {"first": 0.9},
-            "the weight of the first stage got 0.9; it needs at least 1, as long as",
+            "the weight of the first stage got 0.9; it needs a number from 1, as long as",
         ),
         (2, 2, {"last": float("nan")}, "the weight of the last stage got nan"),
     ],
@@ -342,7 +342,7 @@ def test_costs_that_are_none_are_refused(wrong: dict[str, object], message: str,
 def test_a_file_that_is_not_json_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(SimulatorError, match=r"costs.json cannot be read as costs: "):
+    with pytest.raises(SimulatorError, match=r"costs.json cannot be read as costs \(.+\); give one as "):
         read_costs(path)
 
 

@@ -173,7 +173,10 @@ def read_schedule(path: str | os.PathLike[str]) -> Schedule:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise ScheduleError(f"{path} cannot be read as a schedule: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ScheduleError(
+            f"{path} cannot be read as a schedule ({why}); give one as counterflow schedule writes it"
+        ) from None
     try:
         return reader(text, path.stem)
     except ScheduleError as error:

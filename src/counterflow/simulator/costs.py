@@ -230,8 +230,8 @@ def _check_weights(first: float, last: float) -> None:
     for name, weight in (("first", first), ("last", last)):
         if not 1 <= weight <= _LARGEST:
             raise SimulatorError(
-                f"the weight of the {name} stage got {weight}; it needs at least 1, as long as the others take: "
-                "for a shorter stage give the costs a list, with a number for each stage"
+                f"the weight of the {name} stage got {weight}; it needs a number from 1, as long as the others take, "
+                f"to {_LARGEST:g}: for a shorter stage give the costs a list, with a number for each stage"
             )
 
 
@@ -276,7 +276,10 @@ def read_costs(path: str | os.PathLike[str]) -> Costs:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SimulatorError(f"{path} cannot be read as costs: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise SimulatorError(
+            f"{path} cannot be read as costs ({why}); give one as counterflow trace costs writes it"
+        ) from None
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         raise SimulatorError(f'{path} is no costs.json: it needs an object with "format": {FORMAT}')
     known = [field.name for field in fields(Costs)]
