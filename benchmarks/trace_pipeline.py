@@ -35,7 +35,7 @@ def record(name: str, device: str, folder: Path) -> None:
     """One process: profile some steps, and leave the trace and the clock's own timelines."""
     import torch
     import torch.distributed as dist
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import ProfilerActivity, profile, record_function
 
     from counterflow.runtime import Pipeline
     from counterflow.schedule import generate, to_csv
@@ -68,12 +68,12 @@ def record(name: str, device: str, folder: Path) -> None:
     timelines = []
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
-        for _ in range(STEPS):
-            pipeline.step(data, data)
-            timelines.append(pipeline.gather_timeline())
-            if not in_process:
-                dist.all_reduce(torch.ones(1, device=place))
-            profiler.step()
+        for number in range(STEPS):
+            with record_function(f"ProfilerStep#{number}"):
+                pipeline.step(data, data)
+                timelines.append(pipeline.gather_timeline())
+                if not in_process:
+                    dist.all_reduce(torch.ones(1, device=place))
     profiler.export_chrome_trace(str(folder / f"rank{rank}.json"))
     if rank == 0:
         (folder / "schedule.csv").write_text(to_csv(schedule))

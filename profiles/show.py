@@ -234,11 +234,9 @@ def main() -> None:
     two_gpus = folder / "two-gpus.json"
     if two_gpus.exists():
         blocks["two-gpus"] = two_gpus_table(json.loads(two_gpus.read_text(encoding="utf-8")))
-        for rank in range(2):
-            path = folder / f"two-gpus-{rank}.json.gz"
-            write_text(
-                path.with_suffix("").with_suffix(".svg"), picture(path, f"training, rank {rank} of two, rows by NCCL")
-            )
+        path = folder / "two-gpus-0.json.gz"
+        if path.exists():
+            write_text(folder / "two-gpus.svg", picture(path, "training, four layers, rows between two GPUs by NCCL"))
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
