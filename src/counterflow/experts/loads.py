@@ -71,6 +71,11 @@ def is_tensor(value: object) -> bool:
     return any(kind.__module__ == "torch" and kind.__name__ == "Tensor" for kind in type(value).__mro__)
 
 
+def _is_masked(value: object) -> bool:
+    """Whether ``value`` is a masked array, told without importing numpy.ma, a tenth of a first call."""
+    return any(kind.__module__.startswith("numpy.ma") for kind in type(value).__mro__)
+
+
 def _refuse_values(array: NDArray[Any]) -> None:
     if not np.isfinite(array).all():
         layer, expert = np.argwhere(~np.isfinite(array))[0]
@@ -89,7 +94,7 @@ def _refuse_values(array: NDArray[Any]) -> None:
 
 
 def _as_array(loads: Any) -> NDArray[Any]:
-    if isinstance(loads, np.ma.MaskedArray):
+    if _is_masked(loads):
         raise PlacementError("the loads are a masked array; every expert needs a load: fill the gaps, with .filled(0)")
     try:
         if is_tensor(loads):
