@@ -374,6 +374,18 @@ def test_several_gpus_can_be_chosen(opened) -> None:
     assert page.page.input_value("#gpu") == "0"
 
 
+def test_the_lanes_of_the_gpu_in_the_tables_can_be_folded_by_a_key(opened) -> None:
+    page = opened(sample(2), trace([kernel("only_here", 5, 10, 7, device=1), kernel("b", 6, 10, 7, device=1)]))
+    page.page.select_option("#gpu", index=1)
+    page.page.locator("canvas").first.focus()
+    page.press("G")
+    with pytest.raises(sync_api.Error):  # no row has that lane now
+        page.point("stream 5", 0)
+    assert page.point("stream 7", 0), "the other GPU's are there"
+    page.press("G")
+    assert page.point("stream 5", 0)
+
+
 def test_the_longest_names_leave_every_table_its_rows_and_columns(opened) -> None:
     long = "LongName" * 12_000
     events = [

@@ -11,11 +11,11 @@ from counterflow.cli.trace.pipeline import pipeline
 from counterflow.cli.trace.report import report
 
 app = typer.Typer(rich_markup_mode=None)
-app.command()(overlap)
+app.command(short_help="Show how much communication compute hid.")(overlap)
 app.command()(report)
-app.command()(pipeline)
-app.command()(costs)
-app.command()(diff)
+app.command(short_help="Rebuild a pipeline's step, and who waited for whom.")(pipeline)
+app.command(short_help="Read costs off traces, for simulate and compare.")(costs)
+app.command(short_help="Compare two runs by phase and kernel.")(diff)
 
 
 @app.callback(invoke_without_command=True)

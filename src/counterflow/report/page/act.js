@@ -205,6 +205,7 @@ const KEYS = {
   Enter: () => shown.lane && zoomTo(shown.lane, shown.slice),
   c: () => colourBy(!shown.byPhase),
   g: () => fold(),
+  G: () => fold(shown.gpu),
   t: () => setTheme(!isDark()),
   "?": () => find("help").showModal(),
   Escape: forget,
