@@ -35,6 +35,7 @@ def write_repeated(trace: Path, target: Path, megabytes: int) -> None:
     times = [int(t) for _, t in TIME.findall(body)]
     span = max(times) - min(times) + 1_000
     ids = max(int(i) for _, i in KINETO_ID.findall(body)) + 1
+    target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("w", encoding="utf-8") as file:
         file.write(text[:start])
         written = copy = 0
