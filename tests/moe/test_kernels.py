@@ -58,7 +58,7 @@ SHAPES = [(3, 5, 32, 16, 200), (2, 70, 64, 16, 130)] + [(5, 128, 512, 64, 1000),
 @pytest.mark.parametrize("parts", [None, 1, 2, 8])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_attention_errs_no_more_than_the_plain_steps_do(shape: tuple[int, ...], parts: int | None) -> None:
-    from counterflow.moe.decode_attention_kernel import mixed_by_kernel
+    from counterflow.moe.kernels.decode_attention_kernel import mixed_by_kernel
 
     query, latents, positions = attention(*shape)
     width, scale = shape[2], 0.1
@@ -69,7 +69,7 @@ def test_attention_errs_no_more_than_the_plain_steps_do(shape: tuple[int, ...], 
 
 @needs_kernels
 def test_one_key_is_taken_as_it_is() -> None:
-    from counterflow.moe.decode_attention_kernel import mixed_by_kernel
+    from counterflow.moe.kernels.decode_attention_kernel import mixed_by_kernel
 
     query, latents, _ = attention(3, 4, 32, 16, 70)
     mixed = mixed_by_kernel(query, latents, torch.zeros(3, dtype=torch.int64, device=DEVICE), 32, 0.1)
@@ -79,7 +79,7 @@ def test_one_key_is_taken_as_it_is() -> None:
 @needs_kernels
 @pytest.mark.parametrize(("heads", "width"), [(1, 16), (3, 48), (128, 144)])
 def test_rows_are_turned_alike_there_and_back(heads: int, width: int) -> None:
-    from counterflow.moe.rotary_kernel import turn_by_kernel
+    from counterflow.moe.kernels.rotary_kernel import turn_by_kernel
 
     generator = torch.Generator().manual_seed(heads)
     whole = torch.randn(2, 7, heads, width + 8 * (heads == 1), generator=generator).to(DEVICE, DTYPE)
@@ -105,7 +105,7 @@ def test_the_gradient_is_turned_as_that_of_the_plain_steps() -> None:
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("preset", ["tiny", "small", "v3-layer"])
 def test_the_same_experts_are_chosen(preset: str, balanced: bool) -> None:
-    from counterflow.moe.routing_kernel import choose_by_kernel
+    from counterflow.moe.kernels.routing_kernel import choose_by_kernel
 
     config = replace(PRESETS[preset], hidden=16)
     router = Router(config).to(DEVICE)
@@ -125,7 +125,7 @@ def test_the_same_experts_are_chosen(preset: str, balanced: bool) -> None:
 
 @needs_kernels
 def test_of_equal_experts_those_with_lower_numbers_are_chosen() -> None:
-    from counterflow.moe.routing_kernel import choose_by_kernel
+    from counterflow.moe.kernels.routing_kernel import choose_by_kernel
 
     config = replace(PRESETS["tiny"], hidden=16)
     logits, bias = torch.zeros(2, config.experts, device=DEVICE), torch.zeros(config.experts, device=DEVICE)
@@ -147,7 +147,7 @@ def replicas(experts: int, most: int, generator: torch.Generator) -> tuple[Tenso
 @pytest.mark.parametrize("most", [1, 3])
 @pytest.mark.parametrize(("tokens", "experts", "top_k"), [(1, 16, 1), (9, 16, 4), (64, 256, 8)])
 def test_rows_are_sorted_alike(tokens: int, experts: int, top_k: int, most: int) -> None:
-    from counterflow.moe.routing_kernel import sort_by_kernel
+    from counterflow.moe.kernels.routing_kernel import sort_by_kernel
 
     generator = torch.Generator().manual_seed(tokens)
     table, copies, num_slots = replicas(experts, most, generator)
@@ -162,7 +162,7 @@ def test_rows_are_sorted_alike(tokens: int, experts: int, top_k: int, most: int)
 @needs_kernels
 @pytest.mark.parametrize(("ranks", "slots"), [(1, 4), (3, 5), (8, 2), (128, 2)])
 def test_rows_that_came_are_sorted_alike(ranks: int, slots: int) -> None:
-    from counterflow.moe.routing_kernel import arrive_by_kernel
+    from counterflow.moe.kernels.routing_kernel import arrive_by_kernel
 
     counts = torch.randint(0, 5, (ranks, slots), generator=torch.Generator().manual_seed(ranks))
     rows = int(counts.sum())
@@ -185,7 +185,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 @needs_kernels
 @pytest.mark.parametrize("shape", [(1, 16), (2, 5, 96), (3, 7168)])
 def test_rows_and_sums_of_rows_are_normed_alike(shape: tuple[int, ...]) -> None:
-    from counterflow.moe.rows_kernel import norm_by_kernel
+    from counterflow.moe.kernels.rows_kernel import norm_by_kernel
 
     x, added, weight = drawn(*shape), drawn(*shape, seed=1), drawn(shape[-1], seed=2)
     norm = torch.nn.functional.rms_norm
@@ -200,7 +200,7 @@ def test_rows_and_sums_of_rows_are_normed_alike(shape: tuple[int, ...]) -> None:
 @needs_kernels
 @pytest.mark.parametrize("shape", [(3, 16), (2, 3, 2 * 1500)])
 def test_a_gate_opens_alike(shape: tuple[int, ...]) -> None:
-    from counterflow.moe.rows_kernel import gate_by_kernel
+    from counterflow.moe.kernels.rows_kernel import gate_by_kernel
 
     x = drawn(*shape)
     gate, up = x.chunk(2, dim=-1)
@@ -209,7 +209,7 @@ def test_a_gate_opens_alike(shape: tuple[int, ...]) -> None:
 
 @needs_kernels
 def test_results_are_weighed_alike() -> None:
-    from counterflow.moe.rows_kernel import weigh_by_kernel
+    from counterflow.moe.kernels.rows_kernel import weigh_by_kernel
 
     x, weights, returned = drawn(5, 1100), drawn(5, 4, seed=1), drawn(20, 1100, seed=2)
     places = torch.randperm(20, generator=torch.Generator().manual_seed(3)).to(DEVICE)
@@ -219,7 +219,7 @@ def test_results_are_weighed_alike() -> None:
 
 @needs_kernels
 def test_latents_are_kept_alike_and_where_they_belong() -> None:
-    from counterflow.moe.rows_kernel import keep_by_kernel
+    from counterflow.moe.kernels.rows_kernel import keep_by_kernel
 
     x, weight, positions = drawn(3, 80), drawn(64, seed=1), torch.tensor([0, 4, 2], device=DEVICE)
     latents = drawn(2, 3, 5, 80, seed=2)[1]  # one layer's
@@ -233,7 +233,7 @@ def test_latents_are_kept_alike_and_where_they_belong() -> None:
 
 @needs_kernels
 def test_rows_can_be_turned_into_a_part_of_others() -> None:
-    from counterflow.moe.rotary_kernel import turn_by_kernel
+    from counterflow.moe.kernels.rotary_kernel import turn_by_kernel
 
     x, positions = drawn(3, 4, 48), torch.arange(3, device=DEVICE)
     out, by = drawn(3, 4, 80, seed=1), rates(16, 100.0, x.device, torch.float32)
@@ -247,7 +247,7 @@ def test_rows_can_be_turned_into_a_part_of_others() -> None:
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("sizes", [[3], [0, 130, 0, 1], [256, 128], [300, 300, 5]])
 def test_groups_of_rows_are_multiplied_alike(sizes: list[int], gated: bool) -> None:
-    from counterflow.moe.grouped_kernel import product_by_kernel
+    from counterflow.moe.kernels.grouped_kernel import product_by_kernel
 
     rows, weight = drawn(sum(sizes), 192), drawn(len(sizes), 256, 192, seed=1) / 14
     ends = torch.tensor(sizes, device=DEVICE).cumsum(0, dtype=torch.int32)

@@ -72,8 +72,8 @@ class LatentAttention(nn.Module):
             query, latent = self.project(x, positions)
             latents[torch.arange(len(x), device=x.device), positions] = latent
             return self.fold(query)
-        from counterflow.moe.rotary_kernel import turn_by_kernel
-        from counterflow.moe.rows_kernel import keep_by_kernel
+        from counterflow.moe.kernels.rotary_kernel import turn_by_kernel
+        from counterflow.moe.kernels.rows_kernel import keep_by_kernel
 
         rates, norm = kept_rates(config.rope, config.rope_base, x.device), self.latent_norm
         keep_by_kernel(self.latent_down(x), norm.weight, norm.eps, positions, rates, latents)

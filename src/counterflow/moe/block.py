@@ -120,7 +120,7 @@ class MixtureBlock(OverlapBlock):
         """The results of each token's experts, weighed and added."""
         x, weights = carry
         if returned.dtype == torch.bfloat16 and kernels_run(returned):
-            from counterflow.moe.rows_kernel import weigh_by_kernel
+            from counterflow.moe.kernels.rows_kernel import weigh_by_kernel
 
             return weigh_by_kernel(x, weights, returned, ctx.notes.inverse)
         results = torch.unflatten(take(returned, ctx.notes.inverse, ctx.notes.order), 0, weights.shape)

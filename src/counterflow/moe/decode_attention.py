@@ -19,7 +19,7 @@ def mixed_latents(folded: Tensor, latents: Tensor, positions: Tensor, width: int
     without gradient, one kernel adds in float32 and keeps no scores in memory.
     """
     if has_kernel(folded, width):
-        from counterflow.moe.decode_attention_kernel import mixed_by_kernel
+        from counterflow.moe.kernels.decode_attention_kernel import mixed_by_kernel
 
         return mixed_by_kernel(folded, latents, positions, width, scale)
     return mixed_plainly(folded, latents, positions, width, scale)

@@ -76,7 +76,7 @@ class Dispatch(nn.Module):
     def _sorted(self, chosen: Tensor, *, counting: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """The order of the rows by slot, its inverse, and where it is asked for how many there are for each slot."""
         if sorting_pays(chosen):
-            from counterflow.moe.routing_kernel import sort_by_kernel
+            from counterflow.moe.kernels.routing_kernel import sort_by_kernel
 
             return sort_by_kernel(chosen, self.table, self.copies, self.exchange.rank, self.num_slots)
         slots = serving_slots(chosen, self.table, self.copies, self.exchange.rank)
@@ -120,7 +120,7 @@ def serving_slots(chosen: Tensor, table: Tensor, copies: Tensor, first: int) -> 
 def arrived(counts: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """The order of ``by_slot``, its inverse, and behind which row each slot ends, int32 [slots]."""
     if arriving_pays(counts, rows):
-        from counterflow.moe.routing_kernel import arrive_by_kernel
+        from counterflow.moe.kernels.routing_kernel import arrive_by_kernel
 
         return arrive_by_kernel(counts, rows)
     order = by_slot(counts, rows)

@@ -48,7 +48,7 @@ class RoutedExperts(nn.Module):
         """``rows`` [rows, hidden], those for slot 0 first; ``ends``, int32 [slots], says behind which row each ends."""
         if not few_rows(rows, self.gate_up, self.down):
             return grouped_linear(gated(grouped_linear(rows, self.gate_up, ends)), self.down, ends)
-        from counterflow.moe.grouped_kernel import product_by_kernel
+        from counterflow.moe.kernels.grouped_kernel import product_by_kernel
 
         return product_by_kernel(product_by_kernel(rows, self.gate_up, ends, gated=True), self.down, ends, gated=False)
 
@@ -60,7 +60,7 @@ class RoutedExperts(nn.Module):
 def gated(x: Tensor) -> Tensor:
     """The first half of the features [..., 2 width] opens the second: [..., width]."""
     if x.dtype == torch.bfloat16 and kernels_run(x):
-        from counterflow.moe.rows_kernel import gate_by_kernel
+        from counterflow.moe.kernels.rows_kernel import gate_by_kernel
 
         return gate_by_kernel(x)
     gate, up = x.chunk(2, dim=-1)

@@ -19,7 +19,7 @@ class Norm(nn.RMSNorm):
         """``x`` [..., width], normed."""
         if not self._has_kernel(x):
             return super().forward(x)
-        from counterflow.moe.rows_kernel import norm_by_kernel
+        from counterflow.moe.kernels.rows_kernel import norm_by_kernel
 
         return norm_by_kernel(x, self.weight, self.eps)[1]
 
@@ -28,7 +28,7 @@ class Norm(nn.RMSNorm):
         if not self._has_kernel(x):
             total = x + added
             return total, self(total)
-        from counterflow.moe.rows_kernel import norm_by_kernel
+        from counterflow.moe.kernels.rows_kernel import norm_by_kernel
 
         return norm_by_kernel(x, self.weight, self.eps, added)
 

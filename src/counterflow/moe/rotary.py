@@ -62,7 +62,7 @@ class _Turned(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, positions: Tensor, features: int, base: float) -> Tensor:
-        from counterflow.moe.rotary_kernel import turn_by_kernel
+        from counterflow.moe.kernels.rotary_kernel import turn_by_kernel
 
         ctx.save_for_backward(positions)
         ctx.pairs = features, base
@@ -70,7 +70,7 @@ class _Turned(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        from counterflow.moe.rotary_kernel import turn_by_kernel
+        from counterflow.moe.kernels.rotary_kernel import turn_by_kernel
 
         (positions,), (features, base) = ctx.saved_tensors, ctx.pairs
         return turn_by_kernel(grads[0], positions, kept_rates(features, base, positions.device), -1.0), None, None, None

@@ -37,7 +37,7 @@ class Router(nn.Module):
         """The weights and the numbers of the experts of ``x`` [tokens, hidden], both [tokens, k]."""
         logits = F.linear(x, self.weight)
         if choosing_pays(logits, self.config):
-            from counterflow.moe.routing_kernel import choose_by_kernel
+            from counterflow.moe.kernels.routing_kernel import choose_by_kernel
 
             return choose_by_kernel(logits, self.bias, self.counts, self.config, x.dtype, balanced=self.balanced)
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()

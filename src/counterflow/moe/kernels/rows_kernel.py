@@ -9,7 +9,7 @@ import triton  # type: ignore[import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
-from counterflow.moe.rotary_kernel import turned_pairs
+from counterflow.moe.kernels.rotary_kernel import turned_pairs
 
 _WIDTH = 1024
 """Features of a row that one program takes, where rows can be divided."""
