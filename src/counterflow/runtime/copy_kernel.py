@@ -1,8 +1,8 @@
 """Communication that takes SMs: rows leave the GPU and come back, all of it done by a number of thread blocks."""
 
 import torch
-import triton  # type: ignore[import-not-found, unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 _WARPS = 32

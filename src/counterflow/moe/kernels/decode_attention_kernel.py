@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-not-found, unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[import-not-found, unused-ignore]
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 _LOG2_E = 1.4426950408889634
 _HEADS, _TOKENS, _WARPS = 64, 64, 8

@@ -9,8 +9,8 @@ are equally good, the one with the lower number is taken; torch leaves that open
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-not-found, unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from counterflow.moe.config import ModelConfig
