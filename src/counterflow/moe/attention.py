@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from counterflow.moe.causal import causal_attention
 from counterflow.moe.config import ModelConfig
 from counterflow.moe.decode_attention import mixed_latents
-from counterflow.moe.kernels import is_power_of_two, kernels_run
+from counterflow.moe.kernels import can_keep
 from counterflow.moe.norm import Norm
 from counterflow.moe.rotary import kept_rates, turned_behind
 
@@ -68,7 +68,7 @@ class LatentAttention(nn.Module):
         The same as ``project`` and ``fold``; in bfloat16 on a GPU, without gradient, by fewer kernels.
         """
         config = self.config
-        if not self._has_kernels(x):
+        if not can_keep(x, config):
             query, latent = self.project(x, positions)
             latents[torch.arange(len(x), device=x.device), positions] = latent
             return self.fold(query)
@@ -91,10 +91,6 @@ class LatentAttention(nn.Module):
         value = by_head(mixed, self._opening()[:, config.nope :].mT)
         out: Tensor = self.out(value.flatten(1))
         return out
-
-    def _has_kernels(self, x: Tensor) -> bool:
-        fits = is_power_of_two(self.config.latent) and is_power_of_two(self.config.rope)
-        return fits and x.dtype == torch.bfloat16 and kernels_run(x)
 
     def _queries(self, x: Tensor) -> Tensor:
         """Before they are turned."""

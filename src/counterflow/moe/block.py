@@ -14,7 +14,7 @@ from counterflow.moe.config import ModelConfig
 from counterflow.moe.dispatch import Dispatch, arrived, take
 from counterflow.moe.draw import draw
 from counterflow.moe.experts import RoutedExperts, SharedExpert
-from counterflow.moe.kernels import kernels_run
+from counterflow.moe.kernels import kernels_run_in_bfloat16
 from counterflow.moe.norm import Norm
 from counterflow.moe.router import Router
 from counterflow.runtime import Context, Exchange, OverlapBlock
@@ -119,7 +119,7 @@ class MixtureBlock(OverlapBlock):
     def after(self, carry: Carry, returned: Tensor, ctx: Context) -> Tensor:
         """The results of each token's experts, weighed and added."""
         x, weights = carry
-        if returned.dtype == torch.bfloat16 and kernels_run(returned):
+        if kernels_run_in_bfloat16(returned):
             from counterflow.moe.kernels.rows_kernel import weigh_by_kernel
 
             return weigh_by_kernel(x, weights, returned, ctx.notes.inverse)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from counterflow.moe.kernels import copies_tiles, is_power_of_two, kernels_run
-
-_SMALLEST = 16
-"""Of the sides of a tile that tensor cores multiply."""
+from counterflow.moe.kernels import can_mix
 
 
 def mixed_latents(folded: Tensor, latents: Tensor, positions: Tensor, width: int, scale: float) -> Tensor:
@@ -18,7 +15,7 @@ def mixed_latents(folded: Tensor, latents: Tensor, positions: Tensor, width: int
     ``positions[i]`` or before it, int64 [n], and scores them by ``scale`` times their product. In bfloat16 on a GPU,
     without gradient, one kernel adds in float32 and keeps no scores in memory.
     """
-    if has_kernel(folded, width):
+    if can_mix(folded, width):
         from counterflow.moe.kernels.decode_attention_kernel import mixed_by_kernel
 
         return mixed_by_kernel(folded, latents, positions, width, scale)
@@ -32,10 +29,3 @@ def mixed_plainly(folded: Tensor, latents: Tensor, positions: Tensor, width: int
     precise = torch.promote_types(scores.dtype, torch.float32)
     shares = scores.masked_fill(ahead[:, None], float("-inf")).softmax(dim=-1, dtype=precise).to(scores.dtype)
     return shares @ latents[..., :width]
-
-
-def has_kernel(folded: Tensor, width: int) -> bool:
-    """Whether one kernel does it: in bfloat16, with features that come in powers of two, on a Hopper or newer."""
-    sides = width, folded.shape[2] - width
-    fits = all(side >= _SMALLEST and is_power_of_two(side) for side in sides)
-    return fits and folded.dtype == torch.bfloat16 and kernels_run(folded) and copies_tiles(folded.device)

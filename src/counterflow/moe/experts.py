@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from counterflow.moe.config import ModelConfig
 from counterflow.moe.draw import draw
-from counterflow.moe.grouped import few_rows, grouped_linear
-from counterflow.moe.kernels import kernels_run
+from counterflow.moe.grouped import grouped_linear
+from counterflow.moe.kernels import kernels_run_in_bfloat16, multiplying_pays
 
 
 class SharedExpert(nn.Module):
@@ -46,7 +46,7 @@ class RoutedExperts(nn.Module):
 
     def forward(self, rows: Tensor, ends: Tensor) -> Tensor:
         """``rows`` [rows, hidden], those for slot 0 first; ``ends``, int32 [slots], says behind which row each ends."""
-        if not few_rows(rows, self.gate_up, self.down):
+        if not multiplying_pays(rows, self.gate_up, self.down):
             return grouped_linear(gated(grouped_linear(rows, self.gate_up, ends)), self.down, ends)
         from counterflow.moe.kernels.grouped_kernel import product_by_kernel
 
@@ -59,7 +59,7 @@ class RoutedExperts(nn.Module):
 
 def gated(x: Tensor) -> Tensor:
     """The first half of the features [..., 2 width] opens the second: [..., width]."""
-    if x.dtype == torch.bfloat16 and kernels_run(x):
+    if kernels_run_in_bfloat16(x):
         from counterflow.moe.kernels.rows_kernel import gate_by_kernel
 
         return gate_by_kernel(x)

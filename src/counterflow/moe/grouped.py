@@ -7,18 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterflow.moe.kernels import copies_tiles, kernels_run
 from counterflow.runtime.weights import LinearSplit, recording_split
-
-FEW = 512
-"""Up to so many rows a group our kernel is quicker than torch's, whose tiles are for more of them."""
-
-
-def few_rows(rows: Tensor, *weights: Tensor) -> bool:
-    """Whether our kernel multiplies ``rows`` by the ``weights`` [groups, out, in] of each group."""
-    if rows.dtype != torch.bfloat16 or not kernels_run(rows) or not 0 < len(rows) <= FEW * len(weights[0]):
-        return False
-    return copies_tiles(rows.device) and all(side % 128 == 0 for weight in weights for side in weight.shape[1:])
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

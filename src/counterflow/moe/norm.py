@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from counterflow.moe.kernels import kernels_run
+from counterflow.moe.kernels import kernels_run_in_bfloat16
 
 
 class Norm(nn.RMSNorm):
@@ -17,7 +16,7 @@ class Norm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [..., width], normed."""
-        if not self._has_kernel(x):
+        if not kernels_run_in_bfloat16(x):
             return super().forward(x)
         from counterflow.moe.kernels.rows_kernel import norm_by_kernel
 
@@ -25,12 +24,9 @@ class Norm(nn.RMSNorm):
 
     def of_sum(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of both [..., width], and that normed."""
-        if not self._has_kernel(x):
+        if not kernels_run_in_bfloat16(x):
             total = x + added
             return total, self(total)
         from counterflow.moe.kernels.rows_kernel import norm_by_kernel
 
         return norm_by_kernel(x, self.weight, self.eps, added)
-
-    def _has_kernel(self, x: Tensor) -> bool:
-        return x.dtype == torch.bfloat16 and kernels_run(x)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterflow.moe.kernels import is_power_of_two, triton_is_there
+from counterflow.moe.kernels import can_turn
 
 
 def turned_behind(x: Tensor, positions: Tensor, features: int, base: float) -> Tensor:
@@ -17,7 +17,7 @@ def turned_behind(x: Tensor, positions: Tensor, features: int, base: float) -> T
     ``positions`` is one-dimensional; all heads are turned alike. In bfloat16 on a GPU one kernel turns and copies, and
     the same one turns the gradient back.
     """
-    if has_kernel(x, features):
+    if can_turn(x, features):
         turned: Tensor = _Turned.apply(x, positions, features, base)  # type: ignore[no-untyped-call]
         return turned
     return turned_plainly(x, positions, features, base)
@@ -48,13 +48,6 @@ def rotated(x: Tensor, turn: Tensor) -> Tensor:
 def rates(features: int, base: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """By how much each pair of ``features`` is turned from one position to the next: [features / 2]."""
     return base ** -(torch.arange(0, features, 2, device=device, dtype=dtype) / features)
-
-
-def has_kernel(x: Tensor, features: int) -> bool:
-    """Whether one kernel does it: in bfloat16, with parts of a row that are powers of two."""
-    straight = x.shape[-1] - features
-    fits = is_power_of_two(features) and (straight == 0 or is_power_of_two(straight))
-    return fits and x.is_cuda and x.dtype == torch.bfloat16 and triton_is_there()
 
 
 class _Turned(torch.autograd.Function):

@@ -1,4 +1,7 @@
-"""Where kernels of our own run: on a GPU, without gradient, if triton is there. Everywhere else torch does the same."""
+"""When kernels of our own run: on a GPU, most without gradient only, if triton is there. Else torch does the same.
+
+The kernels are in the other files here, which cannot be imported without triton: they are, late, where one runs.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,49 @@ from counterflow.moe.config import ModelConfig
 FEW = 2048
 """Up to so many tokens or rows a kernel that compares all with all is quicker than a sort."""
 
+FEW_OF_A_GROUP = 512
+"""Up to so many rows a group our grouped product is quicker than torch's, whose tiles are for more of them."""
+
+_SMALLEST = 16
+"""Of the sides of a tile that tensor cores multiply."""
+
 
 def kernels_run(tensor: Tensor) -> bool:
     """Whether they run on ``tensor`` now."""
     return tensor.is_cuda and not torch.is_grad_enabled() and triton_is_there()
+
+
+def kernels_run_in_bfloat16(tensor: Tensor) -> bool:
+    """Whether those run on ``tensor`` that are for bfloat16 alone."""
+    return tensor.dtype == torch.bfloat16 and kernels_run(tensor)
+
+
+def can_turn(x: Tensor, features: int) -> bool:
+    """Whether one kernel turns the last ``features`` of the rows of ``x``, and the gradient back: in bfloat16, with
+    parts of a row that are powers of two."""
+    straight = x.shape[-1] - features
+    fits = is_power_of_two(features) and (straight == 0 or is_power_of_two(straight))
+    return fits and x.is_cuda and x.dtype == torch.bfloat16 and triton_is_there()
+
+
+def can_keep(x: Tensor, config: ModelConfig) -> bool:
+    """Whether one kernel norms and turns the latents of ``x``, and puts them into a cache."""
+    return is_power_of_two(config.latent) and is_power_of_two(config.rope) and kernels_run_in_bfloat16(x)
+
+
+def can_mix(folded: Tensor, width: int) -> bool:
+    """Whether one kernel attends with ``folded`` queries, and mixes the first ``width`` features of what they see: in
+    bfloat16, with features that come in powers of two, on a Hopper or newer."""
+    sides = width, folded.shape[2] - width
+    fits = all(side >= _SMALLEST and is_power_of_two(side) for side in sides)
+    return fits and kernels_run_in_bfloat16(folded) and copies_tiles(folded.device)
+
+
+def multiplying_pays(rows: Tensor, *weights: Tensor) -> bool:
+    """Whether one kernel multiplies ``rows`` by the ``weights`` [groups, out, in] of each group."""
+    if not kernels_run_in_bfloat16(rows) or not 0 < len(rows) <= FEW_OF_A_GROUP * len(weights[0]):
+        return False
+    return copies_tiles(rows.device) and all(side % 128 == 0 for weight in weights for side in weight.shape[1:])
 
 
 def choosing_pays(logits: Tensor, config: ModelConfig) -> bool:
