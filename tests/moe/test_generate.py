@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from counterflow.errors import ModelError
 from counterflow.moe import PRESETS, LatentCache, stage
-from counterflow.moe.generate import Decoding, generate
-from counterflow.moe.prefill import prefill
+from counterflow.moe.inference.generate import Decoding, generate
+from counterflow.moe.inference.prefill import prefill
 from counterflow.schedule.chunk_plans import DECODE, forward_steps, lay_out
 
 TINY = replace(PRESETS["tiny"], layers=2)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from counterflow.moe import PRESETS, LatentCache, stage
-from counterflow.moe.generate import Decoding, generate
-from counterflow.moe.prefill import prefill
+from counterflow.moe.inference.generate import Decoding, generate
+from counterflow.moe.inference.prefill import prefill
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 

@@ -15,8 +15,8 @@ from torch import nn
 from counterflow.errors import ModelError
 from counterflow.moe import PRESETS, stage
 from counterflow.moe.cache import LatentCache
-from counterflow.moe.generate import generate
-from counterflow.moe.prefill import prefill
+from counterflow.moe.inference.generate import generate
+from counterflow.moe.inference.prefill import prefill
 from counterflow.runtime import ProcessGroupExchange, launch
 
 TINY = replace(PRESETS["tiny"], layers=2)

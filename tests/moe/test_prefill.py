@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from counterflow.errors import ModelError
 from counterflow.moe import PRESETS, LatentCache, Part, Prefill, run, stage
-from counterflow.moe.prefill import PartCost, Parts, prefill, split_prompts
+from counterflow.moe.inference.prefill import PartCost, Parts, prefill, split_prompts
 
 TINY = replace(PRESETS["tiny"], layers=2)
 CONFIGS = st.sampled_from(sorted(PRESETS)).map(PRESETS.__getitem__)

@@ -3,9 +3,9 @@
 from counterflow.moe.block import MixtureBlock
 from counterflow.moe.cache import Decode, LatentCache, Part, Prefill
 from counterflow.moe.config import PRESETS, ModelConfig
-from counterflow.moe.generate import generate
+from counterflow.moe.inference.generate import generate
+from counterflow.moe.inference.prefill import prefill, split_prompts
 from counterflow.moe.model import balance_routing, mixture_blocks, run, stage, stages, take_counts
-from counterflow.moe.prefill import prefill, split_prompts
 
 __all__ = [
     "PRESETS",

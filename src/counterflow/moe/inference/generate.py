@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from counterflow.errors import ModelError
 from counterflow.moe.cache import Decode, LatentCache
-from counterflow.moe.microbatches import Decoder
+from counterflow.moe.inference.microbatches import Decoder
+from counterflow.moe.inference.prefill import prefill
 from counterflow.moe.model import mixture_blocks
-from counterflow.moe.prefill import prefill
 from counterflow.schedule.chunk_plans import DECODE
 
 
@@ -31,8 +31,7 @@ def generate(
             for, ranks were asked for different numbers of them, or another rank refuses what it was given.
 
     Example:
-        >>> from counterflow.moe import PRESETS, stage
-        >>> from counterflow.moe.generate import generate
+        >>> from counterflow.moe import PRESETS, generate, stage
         >>> model = stage(PRESETS["tiny"], 0, 1)
         >>> tokens = generate(model, [[1, 2, 3], [4, 5]], new_tokens=6)
         >>> tokens.shape, bool((tokens == generate(model, [[1, 2, 3], [4, 5]], 6, overlap=False)).all())

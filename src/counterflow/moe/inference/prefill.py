@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from counterflow.errors import ModelError
 from counterflow.moe.cache import LatentCache, Part, Prefill
 from counterflow.moe.config import ModelConfig
-from counterflow.moe.microbatches import Decoder, Microbatch
+from counterflow.moe.inference.microbatches import Decoder, Microbatch
 from counterflow.schedule.chunk_plans import PREFILL
 
 Parts = tuple[Part, ...]
@@ -36,7 +36,7 @@ class PartCost:
 
     Example:
         >>> from counterflow.moe import PRESETS, Part
-        >>> from counterflow.moe.prefill import PartCost
+        >>> from counterflow.moe.inference.prefill import PartCost
         >>> cost = PartCost.of(PRESETS["v3-layer"])
         >>> cost.per_token // 10**6, cost.per_latent // 10**6, cost.per_pair // 10**3
         (1137, 33, 81)
@@ -78,8 +78,7 @@ def split_prompts(lengths: Sequence[int], config: ModelConfig) -> tuple[Parts, P
         ModelError: there is no prompt, or one without a token.
 
     Example:
-        >>> from counterflow.moe import PRESETS
-        >>> from counterflow.moe.prefill import split_prompts
+        >>> from counterflow.moe import PRESETS, split_prompts
         >>> first, second = split_prompts([7000, 1000], PRESETS["v3-layer"])
         >>> first
         (Part(request=0, start=0, count=3469), Part(request=1, start=0, count=1000))
@@ -173,8 +172,7 @@ def prefill(
 
     Example:
         >>> import torch
-        >>> from counterflow.moe import PRESETS, LatentCache, stage
-        >>> from counterflow.moe.prefill import prefill
+        >>> from counterflow.moe import PRESETS, LatentCache, prefill, stage
         >>> model = stage(PRESETS["tiny"], 0, 1)
         >>> cache = LatentCache(PRESETS["tiny"], requests=2, room=4, dtype=torch.float32)
         >>> prefill(model, [[1, 2, 3, 4], [5, 6]], cache).shape
