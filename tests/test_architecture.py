@@ -184,6 +184,31 @@ def test_the_rooms_that_run_inside_a_training_job_need_little(room: str) -> None
     )
 
 
+def test_inside_moe_kernels_know_no_model_and_the_model_no_inference() -> None:
+    model = {file.stem for file in (SOURCE / "moe").glob("*.py")} - {"__init__"}
+    folders = {"kernels": {"kernels", "config"}, "inference": {"inference"} | model}
+    wrong = []
+    for where, module in imports_of_room("moe"):
+        part = where.split(":")[0].split("/")[1]  # a folder, or a file of the model
+        allowed = folders.get(part, {"kernels"} | model)
+        inside = module.startswith("counterflow.moe.") and part != "__init__.py"
+        if inside and module.split(".")[2] not in allowed:
+            wrong.append(f"{where} imports {module}")
+    assert not wrong, (
+        "inside moe kernels/ imports config alone, the model no inference/, and inference/ the model's files alone: "
+        "move the code to where it may, or hand the value in:\n" + "\n".join(wrong)
+    )
+
+
+def test_triton_is_imported_by_files_named_for_it() -> None:
+    everywhere = [found for room in rooms_on_disk() for found in imports_of_room(room)]
+    wrong = [w for w, m in everywhere if m.split(".")[0] == "triton" and not w.split(":")[0].endswith("_kernel.py")]
+    assert not wrong, (
+        "machines without a GPU lack triton, and pytest leaves *_kernel.py alone: put these into such a file, "
+        "and import that where it runs:\n" + "\n".join(wrong)
+    )
+
+
 # --- what loads late ----------------------------------------------------------------------------------------
 
 
@@ -231,6 +256,12 @@ def test_a_room_below_the_runtime_does_not_load_torch(room: str) -> None:
     assert outcome == "-", (
         f"importing counterflow.{room} loads torch: import the room that needs it inside the function that uses it"
     )
+
+
+@pytest.mark.parametrize("room", sorted(LEAN_ROOMS))
+def test_a_room_with_kernels_does_without_triton(room: str) -> None:
+    code = f"import sys; sys.modules['triton'] = None; import counterflow.{room}; print('without')"
+    assert in_a_fresh_python(code) == "without"
 
 
 def test_help_on_the_command_line_does_not_load_torch() -> None:
