@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -15,12 +15,11 @@ from torch import Tensor
 
 from counterflow.errors import PeerError, PipelineError, PlacementError
 from counterflow.experts import Fetch, MigrationPlan, Placement, Swap
+from counterflow.runtime.ballot import NO, YES, vote
 from counterflow.runtime.transport import Handle, Lane, Message, ProcessGroupTransport
 
 Weights = Sequence[Tensor]
 """All that belongs to one expert: its tensors, in one order everywhere."""
-
-_SILENT, _YES, _NO = 0, 1, 2
 
 
 class Migration:
@@ -145,11 +144,11 @@ class Migration:
             staged = self._fetch(batch)
         except Exception as error:  # whatever it is, the others have to hear that this rank cannot swap
             problem = error
-        votes, silence = self._vote(problem is None)
+        votes, silence = vote(self._ballot, problem is None)
         before = self.swapped
-        if all(vote == _YES for vote in votes):
+        if all(each == YES for each in votes):
             self._swap(batch, staged)
-        if silence is None and all(vote == _YES for vote in votes):
+        if silence is None and all(each == YES for each in votes):
             return tuple(layer for layer in self.swapped if layer not in before)
         self._failed = True
         where = self._where()
@@ -158,7 +157,7 @@ class Migration:
             raise PeerError(f"{cause}; {where}") from cause
         if problem is not None:
             raise PipelineError(f"rank {self.rank} could not take in its experts ({problem}); {where}") from problem
-        others = [rank for rank, vote in enumerate(votes) if vote == _NO]
+        others = [rank for rank, each in enumerate(votes) if each == NO]
         raise PipelineError(f"rank {others[0]} could not take in its experts; {where}")
 
     # --- before the first batch -----------------------------------------------------------------------------
@@ -298,30 +297,6 @@ class Migration:
             start = end
         return {key: [views[key, at] for at in range(len(self._experts[key[0]][0]))] for key in coming}
 
-    def _vote(self, yes: bool) -> tuple[list[int], PeerError | None]:
-        """What every rank says to the swap, as far as anyone who is left knows, and who was not heard.
-
-        In the second round each passes on what it knows. So when a rank dies while it tells the others, those who
-        heard it tell those who did not, and all that are left come to one decision. It may also stall: then the wait
-        for it times out, upon which gloo closes all connections of this rank. What the others pass on has to be here
-        by then, so both rounds are listened for from the start, and nobody waits for its sends before it passes on.
-        """
-        others = [rank for rank in range(self._ballot.num_ranks) if rank != self.rank]
-        heard = torch.full((2, self._ballot.num_ranks, self._ballot.num_ranks), _SILENT)  # by round and by who tells
-        heard[0, self.rank, self.rank] = _YES if yes else _NO
-        silence: list[PeerError] = []
-        rounds = [
-            [_posted(self._ballot.receive, other, self.rank, votes[other], silence) for other in others]
-            for votes in heard
-        ]
-        sends = []
-        for receives in rounds:
-            known = heard.amax(dim=(0, 1))
-            sends += [_posted(self._ballot.send, self.rank, other, known, silence) for other in others]
-            _wait_for(receives, silence)
-        _wait_for(sends, silence)
-        return heard.amax(dim=(0, 1)).tolist(), silence[0] if silence else None
-
     def _swap(self, batch: list[Swap], staged: dict[tuple[int, int], list[Tensor]]) -> None:
         for swap in batch:
             for fetch in swap.fetches:
@@ -350,26 +325,6 @@ def _once(swap: Swap) -> Iterator[Fetch]:
         if (fetch.to_gpu, fetch.expert) not in seen:
             seen.add((fetch.to_gpu, fetch.expert))
             yield fetch
-
-
-def _posted(
-    post: Callable[[Message, list[Tensor]], Handle], source: int, target: int, votes: Tensor, silence: list[PeerError]
-) -> Handle | None:
-    """The vote of ``source`` under way to ``target``, if that can be reached."""
-    try:
-        return post(Message(Lane.HEADER, source, target, f"the vote of rank {source}"), [votes])
-    except PeerError as error:
-        silence.append(error)
-        return None
-
-
-def _wait_for(handles: Iterable[Handle | None], silence: list[PeerError]) -> None:
-    for handle in handles:
-        try:
-            if handle is not None:
-                handle.wait()
-        except PeerError as error:
-            silence.append(error)
 
 
 def _coming(swap: Swap) -> Counter[int]:
