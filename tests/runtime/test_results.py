@@ -317,6 +317,14 @@ def with_loss(loss_fn: Any) -> Pipeline:
             "schedule.stages_of(rank)}",
         ),
         (
+            lambda: Pipeline.in_process(generate("1f1b", 1, 3), [[block(0)]]),
+            "rank 0 got a list and holds [0] under 1f1b; build {stage: module for stage in schedule.stages_of(rank)}",
+        ),
+        (
+            lambda: Pipeline.in_process(generate("1f1b", 1, 3), [{0: torch.tanh}]),
+            "stage 0 of rank 0 is a builtin_function_or_method; give an nn.Module",
+        ),
+        (
             lambda: two_stages(weight_split="neither"),
             "weight_split is 'neither'; it can be 'linear' or 'graph'",
         ),
@@ -332,6 +340,18 @@ def test_a_bad_call_is_refused_in_one_sentence(call: Any, sentence: str) -> None
         call()
     assert str(caught.value) == sentence
     assert isinstance(caught.value, CounterflowError)
+
+
+def test_stages_of_another_rank_are_refused_before_any_other_rank_is_waited_for() -> None:
+    """And before their device is asked for, which stages that are not there do not have."""
+    made = []
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(PipelineError, match=r"rank 0 got stages \[\] and holds \[0\] under 1f1b; build"):
+            Pipeline(generate("1f1b", 1, 3), {}, transport=lambda *_: made.append("communicators"))  # type: ignore[arg-type]
+    finally:
+        dist.destroy_process_group()
+    assert made == []
 
 
 def test_stages_where_the_process_group_carries_nothing_are_refused() -> None:

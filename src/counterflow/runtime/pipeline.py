@@ -18,7 +18,7 @@ from counterflow.runtime.drivers import AllRanks, Driver, OneRank
 from counterflow.runtime.executor import StepResult
 from counterflow.runtime.graph_split import GraphSplit
 from counterflow.runtime.heartbeat import Heartbeat
-from counterflow.runtime.rank import Equipment, Rank, device_of
+from counterflow.runtime.rank import Equipment, Rank, device_of, refuse_stages
 from counterflow.runtime.stage import LossFn
 from counterflow.runtime.transport import Channel, InProcessTransport, Lane, ProcessGroupTransport, Transport
 from counterflow.runtime.weights import LinearSplit, Split
@@ -90,7 +90,7 @@ class Pipeline:
             raise PipelineError(
                 f"the process group has {num_ranks} ranks and the schedule {schedule.num_ranks}; make one for the other"
             )
-        self._lower(schedule)
+        self._lower(schedule, {rank: stages})
         carrier = transport(group, _channels(self._transfers["train"]), timeout_s, device_of(stages))
         self._man({rank: stages}, loss_fn, carrier, None, weight_split, bucket_bytes)
         self._meet(OneRank(carrier))
@@ -117,15 +117,17 @@ class Pipeline:
         if len(stages) != schedule.num_ranks:
             raise PipelineError(f"stages got {len(stages)} entries; give one for each of {schedule.num_ranks} ranks")
         self = cls.__new__(cls)
-        self._lower(schedule)
+        self._lower(schedule, dict(enumerate(stages)))
         self._man(dict(enumerate(stages)), loss_fn, InProcessTransport(), clock, weight_split, bucket_bytes)
         self._meet(AllRanks())
         return self
 
-    def _lower(self, schedule: Schedule) -> None:
-        """Prove that the schedule runs, in both modes."""
+    def _lower(self, schedule: Schedule, stages: Mapping[int, Mapping[int, nn.Module]]) -> None:
+        """Prove that the schedule runs, in both modes, and see that its stages are here."""
         self.schedule = schedule
         self._transfers = {"train": check(schedule), "forward": check(schedule.forward_only())}
+        for rank, modules in stages.items():
+            refuse_stages(schedule, rank, modules)
 
     def _man(
         self,

@@ -19,7 +19,7 @@ from counterflow.runtime.stage import LossFn, Stage
 from counterflow.runtime.transport import Handle, Transport
 from counterflow.runtime.twins import Twins
 from counterflow.runtime.weights import Split
-from counterflow.schedule import Transfers
+from counterflow.schedule import Schedule, Transfers
 from counterflow.timeline import Span
 
 
@@ -47,12 +47,6 @@ class Rank:
     def __post_init__(self) -> None:
         have = self.equipment
         schedule = have.transfers["train"].schedule
-        needed = schedule.stages_of(self.index)
-        if tuple(sorted(self.modules)) != needed:
-            raise PipelineError(
-                f"rank {self.index} got stages {sorted(self.modules)} and holds {list(needed)} under {schedule.name}; "
-                "build {stage: module for stage in schedule.stages_of(rank)}"
-            )
         self.stages = {stage: _stage(stage, module, have.split) for stage, module in self.modules.items()}
         device = device_of(self.modules)
         self.executors = {
@@ -88,6 +82,20 @@ class Rank:
 def _stage(index: int, module: nn.Module, split: type[Split]) -> Stage:
     chunk = Chunk.of(module)
     return Stage(index, module, split) if chunk is None else BlockStage(index, module, chunk, split)
+
+
+def refuse_stages(schedule: Schedule, index: int, modules: Mapping[int, nn.Module]) -> None:
+    """Raise PipelineError where they are not those that rank ``index`` holds under ``schedule``."""
+    is_mapping = isinstance(modules, Mapping)
+    if not is_mapping or set(modules) != set(schedule.stages_of(index)):
+        got = f"stages {list(modules)}" if is_mapping else f"a {type(modules).__name__}"
+        raise PipelineError(
+            f"rank {index} got {got} and holds {list(schedule.stages_of(index))} under {schedule.name}; "
+            "build {stage: module for stage in schedule.stages_of(rank)}"
+        )
+    for stage, module in modules.items():
+        if not isinstance(module, nn.Module):
+            raise PipelineError(f"stage {stage} of rank {index} is a {type(module).__name__}; give an nn.Module")
 
 
 def device_of(modules: Mapping[int, nn.Module]) -> torch.device:
