@@ -112,7 +112,7 @@ def test_without_names_the_bubble_has_bounds_and_their_assumptions(out: Run, tmp
     data = json.loads(out("trace", "pipeline", tmp_path / "gpu", "--json"))
     for one, bubble_ns in zip(data["bounds"], step.bubble_ns().tolist(), strict=True):
         assert one["least_us"] <= bubble_ns / 1000 <= one["most_us"]
-    assert len(data["assumptions"]) == 3
+    assert len(data["assumptions"]) == 4
 
 
 def test_rules_of_one_s_own_tell_what_computes(out: Run, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from counterflow import Costs, Schedule, one_f_one_b, open_trace, simulate
 from counterflow.errors import TraceError
-from counterflow.trace import bubble_bounds, measured_pipeline
+from counterflow.trace import ASSUMPTIONS, bubble_bounds, measured_pipeline
 from ranks import behind_one_another, gpu_events, spans_of, us, write
 from strategies import generated_schedules
 from traces import annotation, kernel, launch, real_trace
@@ -94,6 +94,14 @@ def test_a_gap_that_no_message_ends_is_not_surely_bubble(tmp_path: Path) -> None
     ]  # fmt: skip
     bounds, _ = bubble_bounds(write(tmp_path, [events]))
     assert (bounds[0].least_us, bounds[0].most_us) == (8, 11)
+
+
+def test_what_is_sent_behind_the_last_action_is_in_the_least_and_the_assumptions_say_so(tmp_path: Path) -> None:
+    sums = "ncclDevKernel_SendRecv(int)"
+    events = [kernel("gemm", 7, 0, 10), kernel(sums, 20, 10, 6), kernel("add", 7, 16, 1)]  # the gradients of twins
+    bounds, _ = bubble_bounds(write(tmp_path, [events]))
+    assert (bounds[0].least_us, bounds[0].most_us) == (6, 6)
+    assert any("twins" in assumption for assumption in ASSUMPTIONS)
 
 
 def test_the_published_profile_has_no_message_and_little_else_than_computing() -> None:

@@ -27,6 +27,8 @@ ASSUMPTIONS = (
     "as computing",
     "the least bubble is the time in which a rank's GPU ran sends and receives and nothing else, in gaps in which one "
     "of them ended: in any other gap an action stood still while one was under way",
+    "what a rank sends and receives behind its last action, as twins do that add up their gradients, is in the least "
+    "as well, though no part of the bubble: nothing tells it from other messages",
     "the most is all the time in which it ran no compute kernel: gaps between an action's own kernels, and collectives "
     "that none of them hides, are in it",
 )
