@@ -121,14 +121,7 @@ def figures(share: Share, exchange: LoopbackExchange, rounds: int) -> dict[str, 
     def compute_beside() -> float:
         return once(share, share.still, share.pair, share.plan, beside=lambda: taken(exchange.ctas, 1.5 * longest))
 
-    ways = {
-        "sequential_ms": lambda: once(share, exchange, share.pair, in_order, serial=True),
-        "compute_ms": lambda: once(share, share.still, share.pair, share.plan),
-        "wire_ms": lambda: wire_alone(share, exchange),
-        "overlapped_ms": lambda: once(share, exchange, share.pair, share.plan),
-        "stream_ms": lambda: in_a_stream(share, exchange),
-        "compute_stream_ms": lambda: in_a_stream(share, share.still),
-    }
+    ways = ways_of(share, exchange, lambda: wire_alone(share, exchange))
     if exchange.ctas:
         ways["compute_on_the_other_sms_ms"] = compute_beside
     found = with_shares(medians(ways, rounds))
@@ -140,6 +133,18 @@ def figures(share: Share, exchange: LoopbackExchange, rounds: int) -> dict[str, 
         ways["overlapped_ms"]()
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return found
+
+
+def ways_of(share: Share, exchange: Exchange, wire: Callable[[], float]) -> dict[str, Callable[[], float]]:
+    """A pair without and with overlap, its halves alone, and a stream of pairs with and without transfers."""
+    return {
+        "sequential_ms": lambda: once(share, exchange, share.pair, in_order, serial=True),
+        "compute_ms": lambda: once(share, share.still, share.pair, share.plan),
+        "wire_ms": wire,
+        "overlapped_ms": lambda: once(share, exchange, share.pair, share.plan),
+        "stream_ms": lambda: in_a_stream(share, exchange),
+        "compute_stream_ms": lambda: in_a_stream(share, share.still),
+    }
 
 
 def with_shares(found: dict[str, float]) -> dict[str, float]:

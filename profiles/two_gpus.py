@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from deployments import LAYERS, Deployment, Share
 from make import profiled, tell
-from timing import Stopwatch, in_a_stream, in_order, medians, once, sms_left_free, with_shares
+from timing import Stopwatch, medians, sms_left_free, ways_of, with_shares
 
 from counterflow.files import write_text
 from counterflow.runtime import ProcessGroupExchange, launch
@@ -59,14 +59,7 @@ def measure(out: Path, channels: int, rounds: int, *, keep: bool, tiny: bool) ->
     exchange = ProcessGroupExchange()
     share = Share(TINY if tiny else DEPLOYMENT, torch.device("cpu") if tiny else torch.device("cuda", rank))
     with sms_left_free(channels):
-        ways = {
-            "sequential_ms": lambda: once(share, exchange, share.pair, in_order, serial=True),
-            "compute_ms": lambda: once(share, share.still, share.pair, share.plan),
-            "wire_ms": lambda: wire_alone(share, exchange),
-            "overlapped_ms": lambda: once(share, exchange, share.pair, share.plan),
-            "stream_ms": lambda: in_a_stream(share, exchange),
-            "compute_stream_ms": lambda: in_a_stream(share, share.still),
-        }
+        ways = ways_of(share, exchange, lambda: wire_alone(share, exchange))
         found = with_shares(medians(ways, rounds))
         rows = share.deployment.tokens * share.config.top_k
         found["transfer_bytes"] = rows // NUM_RANKS * share.config.hidden * 2
@@ -75,7 +68,7 @@ def measure(out: Path, channels: int, rounds: int, *, keep: bool, tiny: bool) ->
     if rank == 0:
         tell("training", f"{channels} channels", found)
         path = out / "two-gpus.json"
-        results = json.loads(path.read_text()) if path.exists() else {}
+        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         machine = "CPU" if tiny else torch.cuda.get_device_name()
         library = "gloo" if tiny else f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"
         results |= {"gpu": machine, "torch": torch.__version__, "library": library, str(channels): found}
@@ -103,7 +96,7 @@ def main() -> None:
         os.environ["NCCL_MAX_P2P_NCHANNELS"] = os.environ["NCCL_MIN_P2P_NCHANNELS"] = str(channels)
         arguments = ["--out", options.out, "--channels", channels, "--profile", options.profile]
         arguments += ["--rounds", options.rounds, *(["--tiny"] if options.tiny else [])]
-        launch([sys.executable, __file__, *map(str, arguments)], NUM_RANKS, timeout_s=300)
+        launch([sys.executable, __file__, *map(str, arguments)], NUM_RANKS)
 
 
 if __name__ == "__main__":
