@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from counterflow.errors import PipelineError
-from counterflow.runtime import Context, OverlapBlock, Rows
+from counterflow.runtime import Context, OverlapBlock, ProcessGroupExchange, Rows
 from counterflow.runtime.backward_program import BackwardProgram
 from counterflow.runtime.block_stage import BlockStage
 from counterflow.runtime.chunk import run
@@ -399,6 +400,16 @@ def test_rows_that_do_not_add_up_are_refused(rows: Any, said: str) -> None:
 
     with pytest.raises(PipelineError, match=said):
         Saying(1)(leaf(1))
+
+
+def test_counts_without_a_row_for_each_rank_blame_nobody_else() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for counts in (torch.zeros(3, 2), torch.tensor(1)):
+            with pytest.raises(PipelineError, match=r"counts got \[.*\] for 1 ranks; give it \[1, sorts of rows\]"):
+                ProcessGroupExchange().counts(counts)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_what_the_engine_would_pass_by_is_refused() -> None:

@@ -113,7 +113,17 @@ class ProcessGroupExchange:
         self._stream: torch.cuda.Stream | None = None
 
     def counts(self, rows: Tensor) -> Tensor:
-        """A small all-to-all of its own; on a GPU the host waits for it, for it has to know the sizes."""
+        """A small all-to-all of its own; on a GPU the host waits for it, for it has to know the sizes.
+
+        Raises:
+            PipelineError: ``rows`` has not one row for each rank.
+            PeerError: another rank does not take part.
+        """
+        if rows.dim() == 0 or len(rows) != self.num_ranks:
+            raise PipelineError(
+                f"counts got {list(rows.shape)} for {self.num_ranks} ranks; give it [{self.num_ranks}, sorts of rows], "
+                "a row for each rank"
+            )
         arrived = torch.empty_like(rows)
         with self.watched("how many rows come"):
             dist.all_to_all_single(arrived, rows.contiguous(), group=self._counts_group)
