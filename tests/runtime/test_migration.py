@@ -507,6 +507,16 @@ def test_a_group_of_another_size_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("a_process_group")
+def test_where_nothing_moves_nobody_asks_what_the_group_carries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL carries no tensors on the CPU, where those would be that are not there."""
+    monkeypatch.setattr(dist, "get_backend_config", lambda group: "cuda:nccl")
+    same, other = Placement([[0, 1, 0]], 2, 1), Placement([[0, 1, 1]], 2, 1)
+    assert Migration(plan_migration(same, same), {}, extra_bytes=8).done
+    with pytest.raises(PipelineError, match="layer 0 got tensors for 0 slots of rank 0; give those of 3"):
+        Migration(plan_migration(same, other), {}, extra_bytes=8)
+
+
+@pytest.mark.usefixtures("a_process_group")
 @pytest.mark.parametrize("surroundings", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 def test_weights_may_be_parameters_or_made_for_inference(surroundings: type) -> None:
     with surroundings():

@@ -190,13 +190,14 @@ class Migration:
         if lost and self._reload is None:
             raise PipelineError(f"experts of layer {lost[0]} have no copy left: say how to load them (reload=)")
 
-    def _device(self) -> torch.device:
+    def _device(self) -> torch.device | None:
+        """Where the experts are; None where no layer changes."""
         slots = chain.from_iterable(self._experts.get(layer, ()) for layer in self.plan.layers)
-        devices = {tensor.device for slot in slots for tensor in slot} or {torch.device("cpu")}
+        devices = {tensor.device for slot in slots for tensor in slot}
         if len(devices) > 1:
             names = " and ".join(sorted(map(str, devices)))
             raise PipelineError(f"this rank has experts on {names}; have all of a rank on one device")
-        return devices.pop()
+        return devices.pop() if devices else None
 
     def _bytes_of_expert(self, layer: int) -> int:
         return sum(tensor.nbytes for tensor in self._experts[layer][0])

@@ -142,7 +142,7 @@ class ProcessGroupTransport:
     gloo keeps the lanes apart by tags. NCCL has no tags, and one queue for each communicator, in which a receive
     posted early would hold up a send posted later; so each of ``channels``, a lane of an ordered pair of ranks, gets a
     communicator of its own, and headers, which live on the CPU, go over a gloo group beside it. What is sent lives on
-    ``device``.
+    ``device``, or is headers alone if that is None.
 
     Raises:
         PipelineError: the group's backend does not carry tensors of that device.
@@ -153,7 +153,7 @@ class ProcessGroupTransport:
         group: dist.ProcessGroup | None,
         channels: Iterable[Channel],
         timeout_s: float,
-        device: torch.device = _CPU,
+        device: torch.device | None = _CPU,
     ) -> None:
         world = dist.group.WORLD
         assert world is not None, "the caller has seen to it that torch.distributed is initialised"
@@ -169,9 +169,11 @@ class ProcessGroupTransport:
             self._divide(backend, sorted(channels), timeout)
             self._connect(device)
 
-    def _backend_for(self, device: torch.device) -> str:
-        """The one of the group's backends that carries tensors of ``device``."""
+    def _backend_for(self, device: torch.device | None) -> str:
+        """The one of the group's backends that carries tensors of ``device``; any for None."""
         backends = dict(part.split(":") for part in dist.get_backend_config(self.group).split(","))
+        if device is None:
+            return next(iter(backends.values()))
         backend = backends.get(device.type)
         # gloo says that it takes them, and when it is sent one its peer's process ends.
         if backend is None or (backend == "gloo" and device.type != "cpu"):
@@ -193,7 +195,7 @@ class ProcessGroupTransport:
                         ranks, timeout, backend, use_local_synchronization=True
                     )
 
-    def _connect(self, device: torch.device) -> None:
+    def _connect(self, device: torch.device | None) -> None:
         """A first message over every communicator, in one order on all ranks.
 
         NCCL makes a communicator when it is first used, and until the other rank uses it too the host waits. Two ranks
