@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from counterflow.cli.output import counted, print_json, print_table, writing
+from counterflow.cli.output import counted, print_json, print_table
 from counterflow.errors import CounterflowError
 
 if TYPE_CHECKING:
@@ -52,11 +52,15 @@ def demo(
             f"{counted(ranks, 'rank')}, {counted(chosen.num_stages, 'stage')}, {counted(microbatches, 'micro-batch')}."
         )
     try:
-        with writing(OUT), _progress(steps) as progress:
+        with _progress(steps) as progress:
             results = run_demo(chosen, device=device, steps=steps, out=OUT, progress=progress)
     except (KeyboardInterrupt, SystemExit):
         print("counterflow: the demo was stopped half-way; its ranks were ended with it", file=sys.stderr)
         raise
+    except OSError as error:
+        raise CounterflowError(
+            f"{OUT} cannot be written ({error.strerror}); run the demo in a folder in which you may make that one"
+        ) from None
     if as_json:
         print_json(results.as_dict())
     else:
