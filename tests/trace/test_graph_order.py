@@ -82,7 +82,10 @@ def test_copies_on_a_wire_that_never_rests_are_told_but_for_where_one_exchange_r
     assert set(wrong) == {("combine(F)", "dispatch(F)")}, "known: all compute is right, and every dispatch"
 
 
-NAMES = ("training", "training-20-ctas", "two-gpus-0", "prefill", "prefill-20-ctas", "decode", "decode-20-ctas")
+NAMES = (
+    *("training", "training-20-ctas", "two-gpus-0", "two-gpus-1"),
+    *("prefill", "prefill-20-ctas", "decode", "decode-20-ctas"),
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
