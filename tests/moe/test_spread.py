@@ -89,7 +89,7 @@ def test_a_rank_that_fails_is_named_and_not_those_that_share_its_experts(tmp_pat
     end = r"(ended with exit code 1|was killed by SIGABRT)"
     assert re.fullmatch(rf"rank 1 {end}, at \(1F2;.*\)OVERLAP_F_B; the job was ended", first)
     assert re.fullmatch(
-        r"  rank 0 of 2 that share experts waited \d+\.\d s for (how many rows come|\d+ rows): another one died, "
-        r"stalled, or exchanges something else \(.+\)",
+        r"  rank 0 of 2 that share experts waited \d+\.\d s for (word of how many rows come|\d+ rows): another one "
+        r"died, stalled, or exchanges something else \(.+\)",
         other,
     )

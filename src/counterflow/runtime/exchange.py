@@ -125,7 +125,7 @@ class ProcessGroupExchange:
                 "a row for each rank"
             )
         arrived = torch.empty_like(rows)
-        with self.watched("how many rows come"):
+        with self.watched("word of how many rows come"):
             dist.all_to_all_single(arrived, rows.contiguous(), group=self._counts_group)
         return arrived
 
