@@ -47,9 +47,10 @@ def balance(
     """Place ``num_replicas`` replicas so that the largest load of a GPU is as low as we can make it.
 
     ``loads`` [layers, experts] is what each expert has to do (see ``as_loads``). Every GPU gets equally many slots.
-    Replicas of one expert lie on different GPUs, unless the largest load is lower than what we find with all apart: the
-    certificate lists those slots. No layer is less even than the published algorithm makes it for the same arguments.
-    The same input gives the same placement, and a layer without load is placed as if all its experts were equal.
+    Replicas of one expert lie on different GPUs, unless with some on one GPU the largest load is lower than what we
+    find with all apart: the certificate lists those slots. No layer is less even than the published algorithm makes it
+    for the same arguments. The same input gives the same placement, and a layer without load is placed as if all its
+    experts were equal.
 
     ``hierarchy`` says whether the ``num_groups`` groups of experts, equal and in order, each stay on one node:
     ``"node"`` insists on it, ``"none"`` disregards groups, ``"auto"`` keeps them together where there are several
