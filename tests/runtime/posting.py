@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from functools import cache
+from itertools import chain, count, islice
 
 from counterflow import Schedule
 from counterflow.errors import ScheduleError
@@ -50,9 +51,8 @@ def _mutants(runs: bool) -> Iterator[tuple[str, Posting | None]]:
                 yield f"mutant {seed}", found
 
 
-CASES: dict[str, Posting] = {
-    name: found
-    for cases in (_of_generators(), *(islice(_mutants(runs), NUM_MUTANTS) for runs in (True, False)))
-    for name, found in cases
-    if found is not None
-}
+@cache
+def postings() -> dict[str, Posting]:
+    """By name."""
+    named = chain(_of_generators(), *(islice(_mutants(runs), NUM_MUTANTS) for runs in (True, False)))
+    return {name: found for name, found in named if found is not None}

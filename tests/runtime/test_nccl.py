@@ -9,7 +9,7 @@ import torch
 from counterflow.errors import LaunchError
 from counterflow.runtime import launch
 from runtime.cases import assert_bitwise, expected_gradients, named_case
-from runtime.posting import CASES as POSTINGS
+from runtime.posting import postings
 from runtime.processes import command, run_cases, run_ranks, surroundings
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs two GPUs, and torch sees fewer here")
@@ -54,8 +54,8 @@ def outcomes(names: list[str], folder: Path) -> set[tuple[str, str]]:
 
 
 def test_check_tells_what_hangs_where_a_communicator_queues_all(tmp_path: Path) -> None:
-    run = [name for name, posting in POSTINGS.items() if posting.runs]
-    hang = [name for name, posting in POSTINGS.items() if not posting.runs]
+    run = [name for name, posting in postings().items() if posting.runs]
+    hang = [name for name in postings() if name not in run]
     with surroundings(), ThreadPoolExecutor(6) as pool:
         jobs = [run, *([name] for name in hang)]
         found = pool.map(outcomes, jobs, (tmp_path / str(number) for number in range(len(jobs))))

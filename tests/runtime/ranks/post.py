@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from counterflow.schedule import Post, Wait
 from counterflow.schedule.transfers import Program
-from runtime.posting import CASES, PATIENCE_S
+from runtime.posting import PATIENCE_S, postings
 from runtime.processes import init_process_group
 
 
@@ -45,6 +45,7 @@ def follow(program: Program, sent: torch.Tensor, received: torch.Tensor) -> bool
 
 def main(folder: str, message_bytes: str, *names: str) -> None:
     os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"  # the first to leave must not take the other along
+    programs = {name: posting.programs for name, posting in postings().items()}  # before anyone waits for anyone
     init_process_group("cuda")
     sent, received = (torch.zeros(int(message_bytes), dtype=torch.uint8, device="cuda") for _ in range(2))
     rank, peer = dist.get_rank(), 1 - dist.get_rank()
@@ -53,7 +54,7 @@ def main(folder: str, message_bytes: str, *names: str) -> None:
         work.wait()
     with Path(folder, f"rank-{rank}.txt").open("w", encoding="utf-8") as told:
         for name in names:
-            ended = follow(CASES[name].programs[rank], sent, received)
+            ended = follow(programs[name][rank], sent, received)
             print(name, "ran" if ended else "hung", file=told, flush=True)
             if not ended:
                 time.sleep(PATIENCE_S)  # the other one has to see for itself
