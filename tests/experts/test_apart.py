@@ -1,11 +1,14 @@
 """Copies of one expert part wherever that makes no GPU heavier than the heaviest, and nothing else changes."""
 
+from itertools import combinations, combinations_with_replacement
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from counterflow import balance
-from counterflow.experts.apart import parted
+from counterflow.experts.apart import FEW_SLOTS, apart_if_no_higher, parted
 from counterflow.experts.peaks import co_located, gpu_peaks
 from experts.loads import problems
 
@@ -35,3 +38,45 @@ def test_parting_lets_no_expert_die_or_leave_its_node_and_no_gpu_get_heavier(pro
     assert set(after[0]) == set(slots)
     for here, there in zip(before.reshape(nodes, -1), after.reshape(nodes, -1), strict=True):
         assert set(there) == set(here)
+
+
+def least_apart(load: np.ndarray, room: int, gpus: int) -> float:
+    """The least largest load with no expert twice on a GPU, of every placement that there is."""
+    least = np.inf
+    for dealt in combinations_with_replacement(list(combinations(range(len(load)), room)), gpus):
+        counts = np.bincount(np.concatenate(dealt), minlength=len(load))
+        if counts.all():
+            least = min(least, max(sum(load[e] / counts[e] for e in gpu) for gpu in dealt))
+    return least
+
+
+def drawn(rng: np.random.Generator) -> tuple[np.ndarray, int, int]:
+    """Loads of a node, with ties and zeros, and its slots and GPUs."""
+    gpus, room = int(rng.integers(2, 4)), int(rng.integers(2, 5))
+    experts = int(rng.integers(room, 7))
+    load = rng.integers(0, 10, experts) if rng.random() < 0.5 else rng.lognormal(0, 1, experts).round(2)
+    return load.astype(np.float64), room * gpus, gpus
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_copies_share_a_gpu_only_where_that_is_lower_than_anything_with_all_apart(nodes: int) -> None:
+    rng, together = np.random.default_rng(nodes), 0
+    for _ in range(700):
+        load, slots, gpus = drawn(rng)
+        if slots < len(load):
+            continue
+        loads = np.concatenate([load, rng.permutation(load)][:nodes])
+        placement = balance(loads[None], slots * nodes, gpus * nodes, nodes, nodes)
+        peak = placement.certificate.max_load[0]
+        for node in placement.physical_to_logical.reshape(nodes, gpus, -1):
+            if any(len(set(gpu)) < len(gpu) for gpu in node.tolist()):
+                together += 1
+                assert least_apart(loads[np.unique(node)], slots // gpus, gpus) > peak * (1 - 1e-9)
+    assert together > 50
+
+
+def test_nodes_of_many_slots_and_of_shared_experts_stay_as_they_are() -> None:
+    many = np.array([0, 0, *range(1, FEW_SLOTS)])
+    assert apart_if_no_higher(np.ones(FEW_SLOTS), many, 2, 1, 100.0).tolist() == many.tolist()
+    shared = np.array([0, 0, 1, 2, 0, 3, 4, 4])
+    assert apart_if_no_higher(np.ones(5), shared, 4, 2, 100.0).tolist() == shared.tolist()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from counterflow.errors import PlacementError
-from counterflow.experts.apart import parted
+from counterflow.experts.apart import apart_if_no_higher, parted
 from counterflow.experts.certificate import Certificate, limits
 from counterflow.experts.loads import Bools, Floats, Ints, as_loads
 from counterflow.experts.nodes import deal_groups, least_peak, spill
@@ -47,10 +47,11 @@ def balance(
     """Place ``num_replicas`` replicas so that the largest load of a GPU is as low as we can make it.
 
     ``loads`` [layers, experts] is what each expert has to do (see ``as_loads``). Every GPU gets equally many slots.
-    Replicas of one expert lie on different GPUs, unless with some on one GPU the largest load is lower than what we
-    find with all apart: the certificate lists those slots. No layer is less even than the published algorithm makes it
-    for the same arguments. The same input gives the same placement, and a layer without load is placed as if all its
-    experts were equal.
+    Replicas of one expert lie on different GPUs, unless putting some together lowers the layer's largest load: the
+    certificate lists those slots. (With at most 16 slots on a node its experts cannot lie apart and as even then; with
+    more, or with a spill or ``current``, not in a way that we find.) No layer is less even than the published algorithm
+    makes it for the same arguments. The same input gives the same placement, and a layer without load is placed as if
+    all its experts were equal.
 
     ``hierarchy`` says whether the ``num_groups`` groups of experts, equal and in order, each stay on one node:
     ``"node"`` insists on it, ``"none"`` disregards groups, ``"auto"`` keeps them together where there are several
@@ -262,6 +263,7 @@ def _at_least_published(
     again = co_located(slots, num_gpus)
     for layer in np.flatnonzero(again.any(axis=1)) if avoidable else ():
         row = parted(scaled[layer], slots[layer], again[layer], num_gpus, num_gpus // num_nodes, peaks[layer])
+        row = apart_if_no_higher(scaled[layer], row, num_gpus, num_nodes, peaks[layer])
         if not np.array_equal(row, slots[layer]):
             slots[layer], again[layer] = row, co_located(row[None], num_gpus)
     return slots, again
