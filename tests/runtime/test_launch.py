@@ -149,8 +149,7 @@ def test_the_action_is_named_wherever_it_stands(name: str, rank: int, where: str
 def test_one_that_takes_long_to_end_has_ended_and_not_stalled(tmp_path: Path) -> None:
     first, other = verdict(2, tmp_path, "raise_and_linger", 3, timeout_s=PATIENCE_S, within_s=3)
     assert first == "rank 1 ended with exit code 1, at 1F1; the job was ended"
-    # Its peer finds out when it waits, or when it posts.
-    assert re.match(r"  rank 0 (waited|could not post) .* rank 1 (died or stalled|is gone) ", other)
+    assert other.startswith("  rank 0 waited ")
 
 
 # --- who is left alone --------------------------------------------------------------------------------------

@@ -109,6 +109,7 @@ def raise_and_linger(folder: Path, seconds: str) -> None:
     """Rank 1 raises; on its way out its peers lose it long before it has ended."""
 
     def linger() -> None:
+        time.sleep(1)  # the others have posted all they can by then, and wait
         for number in os.listdir("/proc/self/fd"):
             with suppress(OSError), socket.socket(fileno=os.dup(int(number))) as connection:
                 connection.getpeername()  # which a listening one has not, and gloo would miss that
